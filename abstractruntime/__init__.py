@@ -1,0 +1,131 @@
+"""AbstractRuntime: workflow graphs that survive crashes, deploys and long waits.
+
+A node returns a `StepPlan`; the runtime checkpoints the run and journals the step in one atomic commit; a run that
+waits is a row in a database, and any process goes on where another stopped.
+"""
+
+from .core.config import LimitWarning, RuntimeConfig
+from .core.errors import (
+    AbstractRuntimeError,
+    InvalidAnswer,
+    InvalidId,
+    InvalidPlan,
+    InvalidWorkflow,
+    ReentrantTick,
+    RevisionConflict,
+    RunIdentityConflict,
+    RunPaused,
+    SecretUnavailable,
+    StaleResumeError,
+    StoreBusy,
+    StoreClosed,
+    StoreCorrupt,
+    StoreError,
+    StoreSchemaTooNew,
+    StoreUnclear,
+    UnknownNode,
+    UnknownRun,
+    UnsafeValue,
+    WorkflowChanged,
+    WorkflowMismatch,
+)
+from .core.models import (
+    Effect,
+    EffectType,
+    Request,
+    RunState,
+    RunStatus,
+    StepPlan,
+    StepRecord,
+    StepStatus,
+    WaitReason,
+    WaitState,
+)
+from .core.outcomes import CancelSignal, Change, EffectCall, EffectHandler, EffectOutcome
+from .core.policy import DefaultEffectPolicy, EffectPolicy, NoRetryPolicy, RetryPolicy, compute_idempotency_key
+from .core.spec import RunContext, WorkflowSpec
+from .core.typed import TypedRun
+from .identity import ActorFingerprint
+from .runtime import AsyncRuntime
+from .storage.base import DeletableLedgerStore, DeletableRunStore, QueryableRunStore
+from .storage.in_memory import (
+    AsyncInMemoryLedgerStore,
+    AsyncInMemoryRunStore,
+    InMemoryLedgerStore,
+    InMemoryRunStore,
+)
+from .storage.sqlite import (
+    AsyncSqliteLedgerStore,
+    AsyncSqliteRunStore,
+    SqliteDatabase,
+    SqliteLedgerStore,
+    SqliteRunStore,
+)
+from .sync import Runtime
+
+__version__ = "1.0.0"
+
+__all__ = [
+    "AbstractRuntimeError",
+    "ActorFingerprint",
+    "AsyncInMemoryLedgerStore",
+    "AsyncInMemoryRunStore",
+    "AsyncRuntime",
+    "AsyncSqliteLedgerStore",
+    "AsyncSqliteRunStore",
+    "CancelSignal",
+    "Change",
+    "DefaultEffectPolicy",
+    "DeletableLedgerStore",
+    "DeletableRunStore",
+    "Effect",
+    "EffectCall",
+    "EffectHandler",
+    "EffectOutcome",
+    "EffectPolicy",
+    "EffectType",
+    "InMemoryLedgerStore",
+    "InMemoryRunStore",
+    "InvalidAnswer",
+    "InvalidId",
+    "InvalidPlan",
+    "InvalidWorkflow",
+    "LimitWarning",
+    "NoRetryPolicy",
+    "QueryableRunStore",
+    "ReentrantTick",
+    "Request",
+    "RetryPolicy",
+    "RevisionConflict",
+    "RunContext",
+    "RunIdentityConflict",
+    "RunPaused",
+    "RunState",
+    "RunStatus",
+    "Runtime",
+    "RuntimeConfig",
+    "SecretUnavailable",
+    "SqliteDatabase",
+    "SqliteLedgerStore",
+    "SqliteRunStore",
+    "StaleResumeError",
+    "StepPlan",
+    "StepRecord",
+    "StepStatus",
+    "StoreBusy",
+    "StoreClosed",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreSchemaTooNew",
+    "StoreUnclear",
+    "TypedRun",
+    "UnknownNode",
+    "UnknownRun",
+    "UnsafeValue",
+    "WaitReason",
+    "WaitState",
+    "WorkflowChanged",
+    "WorkflowMismatch",
+    "WorkflowSpec",
+    "compute_idempotency_key",
+]

@@ -1,0 +1,81 @@
+"""What the journal needs of storage: one atomic commit of a whole step, and a few reads.
+
+A backend stores bytes that the journal prepared (`Write`) and hands out fresh values, so nothing that it hands out is
+aliased with what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from msgspec import Struct
+
+from .models import Request, RunState, StepRecord
+
+
+class Write(Struct, frozen=True, kw_only=True):
+    """A commit made ready for a backend: encoded, checked, with its guard.
+
+    It lands only if the stored run is at `expected` (None: no such run) with `expected_records` ledger records and
+    exactly `answered` standing requests; else `RevisionConflict`, and nothing of it is stored. After it, the run's
+    standing requests are gone and `requests` stand at their runs (unknown or ended runs are passed over).
+    """
+
+    run: RunState
+    data: bytes
+    expected: int | None
+    expected_records: int = 0
+    answered: int = 0
+    #: a JSON array of `count` records, numbered from `expected_records + 1`
+    records: bytes = b"[]"
+    count: int = 0
+    lookup_key: str | None = None
+    requests: tuple[Request, ...] = ()
+    #: True when only revision, records and data change: status, wait, owner stay what they were
+    hot: bool = False
+
+
+class Loaded(Struct, kw_only=True):
+    """A run as stored now, with what stands beside it."""
+
+    run: RunState
+    requests: tuple[Request, ...] = ()
+
+
+class Backend(Protocol):
+    """One store of runs and ledgers together, with an atomic commit. `storage.sqlite` and `storage.in_memory` have one."""
+
+    #: False where state and ledger are written one after the other
+    atomic: bool
+
+    async def load(self, run_id: str) -> Loaded | None:
+        """The latest durable state (`run.records` is the number of its ledger records), or None. Raises StoreCorrupt."""
+
+    async def commit(self, write: Write) -> None:
+        """Make the write durable, whole.
+
+        Raises RevisionConflict (nothing of it is stored), StoreUnclear (it may be), another StoreError (it is not).
+        Once called it is carried through even if the awaiting task is cancelled; the cancellation is raised after.
+        """
+
+    async def landed(self, run_id: str, commit_id: str) -> bool:
+        """Whether a commit of this id is in the run's state or ledger: asked after StoreUnclear."""
+
+    async def find(self, run_id: str, key: str) -> list[StepRecord]:
+        """The records that were written under this `lookup_key`, oldest first."""
+
+    async def records(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
+        """Ledger records numbered above `after` (the first is 1), oldest first."""
+
+    async def renew(self, owner: str, until: int) -> None:
+        """Say that `owner` lives until then (microseconds since 1970); the first call also takes its OS lock."""
+
+    async def release(self, owner: str) -> None:
+        """Give up the owner's lease and lock."""
+
+    async def alive(self, owner: str, now: int) -> bool:
+        """Whether the owner's lease runs on and, on this machine, its process holds its lock."""
+
+    async def claims(self, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
+        """Per stored run: the token of its intent, and whether a cancel request stands. What is not known is left out."""

@@ -1,0 +1,148 @@
+"""The one place where values become bytes, and where it is decided which values may.
+
+JSON safety is a round trip: encode, decode, compare. Equal means that memory always equals a reload. Where they
+differ, one walk finds out why: tuples and non-string keys become what the standard `json` module makes of them;
+anything else that JSON cannot carry (NaN, bytes, sets, dates, cycles, lone surrogates, objects) is an `UnsafeValue`
+that names the path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from .errors import StoreCorrupt, UnsafeValue
+from .models import RunState, StepRecord
+
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder().decode
+_canonical = msgspec.json.Encoder(order="deterministic").encode
+_decode_run = msgspec.json.Decoder(RunState).decode
+_decode_records = msgspec.json.Decoder(list[StepRecord]).decode
+
+#: what encoding, decoding or comparing a bad value may raise
+REFUSALS = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
+
+
+def json_safe(value: Any, path: str) -> Any:
+    """`value` itself when it survives JSON unchanged, its JSON form when that is documented, else `UnsafeValue`.
+
+    >>> json_safe({"a": (1, 2), 3: None}, "vars")
+    {'a': [1, 2], '3': None}
+    """
+    try:
+        if decode(encode(value)) == value:
+            return value
+    except REFUSALS:
+        pass  # the walk below says where and why
+    normal = _normal(value, path, ())
+    try:
+        if decode(encode(normal)) == normal:
+            return normal
+    except REFUSALS as error:
+        raise UnsafeValue(path, f"cannot be written as JSON ({error})") from error
+    raise UnsafeValue(path, "reads back from JSON as something else")
+
+
+def canonical(value: Any) -> bytes:
+    """The form that is hashed: compact, keys sorted, UTF-8."""
+    return _canonical(value)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical form, in hex."""
+    return hashlib.sha256(_canonical(value)).hexdigest()
+
+
+def copy_of(value: Any) -> Any:
+    """A deep copy of a JSON value."""
+    return decode(encode(value))
+
+
+def copy_of_run(run: RunState) -> RunState:
+    """A deep copy of a run, without its unsaved attributes."""
+    return _decode_run(encode(run))
+
+
+def encode_run(run: RunState) -> bytes:
+    """A run as stored."""
+    return encode(run)
+
+
+def decode_run(data: bytes, run_id: str) -> RunState:
+    """A stored run; `StoreCorrupt` names the run whose bytes are damaged."""
+    try:
+        return _decode_run(data)
+    except REFUSALS as error:
+        raise StoreCorrupt(f"The stored state of run {run_id!r} cannot be read: {error}. Restore it from a backup.") from error
+
+
+def encode_records(records: Sequence[StepRecord]) -> bytes:
+    """The records of one commit as stored: a JSON array."""
+    return encode(records)
+
+
+def decode_records(data: bytes, run_id: str) -> list[StepRecord]:
+    """The records of one commit; `StoreCorrupt` names the run whose ledger is damaged."""
+    try:
+        return _decode_records(data)
+    except REFUSALS as error:
+        raise StoreCorrupt(f"The ledger of run {run_id!r} cannot be read: {error}. Restore it from a backup.") from error
+
+
+def record_dict(record: StepRecord) -> dict[str, Any]:
+    """A record as `get_ledger` shows it: every field, plain JSON."""
+    return {**msgspec.structs.asdict(record), "status": str(record.status)}
+
+
+def _normal(value: Any, path: str, parents: tuple[int, ...]) -> Any:
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return _normal_text(value, path)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise UnsafeValue(path, f"{value} is no JSON number")
+        return value
+    if id(value) in parents:
+        raise UnsafeValue(path, "the value contains itself")
+    if len(parents) > 400:
+        raise UnsafeValue(path, "nested too deeply")
+    inside = (*parents, id(value))
+    if isinstance(value, list | tuple):
+        return [_normal(item, f"{path}[{index}]", inside) for index, item in enumerate(value)]
+    if isinstance(value, dict):
+        return _normal_dict(value, path, inside)
+    raise UnsafeValue(path, f"a value of type {type(value).__qualname__} is not JSON")
+
+
+def _normal_dict(value: dict[Any, Any], path: str, inside: tuple[int, ...]) -> dict[str, Any]:
+    normal: dict[str, Any] = {}
+    for key, item in value.items():
+        name = _key(key, path)
+        if name in normal:
+            raise UnsafeValue(path, f"two keys become {name!r} in JSON")
+        normal[name] = _normal(item, f"{path}.{name}", inside)
+    return normal
+
+
+def _key(key: Any, path: str) -> str:
+    if isinstance(key, str):
+        return _normal_text(key, f"{path} (a key)")
+    if key is None or isinstance(key, bool):
+        return {None: "null", True: "true", False: "false"}[key]
+    if isinstance(key, int) or (isinstance(key, float) and math.isfinite(key)):
+        return repr(key)
+    raise UnsafeValue(path, f"a key of type {type(key).__qualname__} is not JSON")
+
+
+def _normal_text(text: str, path: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnsafeValue(path, f"the text has a lone surrogate at position {error.start}") from error
+    return text

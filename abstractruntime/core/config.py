@@ -1,0 +1,162 @@
+"""The limits of a run: their defaults from a `RuntimeConfig`, and what they say about a run.
+
+The engine tells, it never enforces: nodes ask and decide. A stored `_limits` may have been written by anybody, so
+what is no number in it counts as missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from .vars import DEFAULT_MAX_ITERATIONS, DEFAULT_MAX_TOKENS, default_limits
+
+__all__ = [
+    "DEFAULT_MAX_ITERATIONS",
+    "DEFAULT_MAX_TOKENS",
+    "UPDATABLE",
+    "LimitWarning",
+    "RuntimeConfig",
+    "apply_limit_updates",
+    "limit_status",
+    "limit_warnings",
+]
+
+#: the keys of `_limits` that `update_limits` writes
+UPDATABLE = frozenset(default_limits())
+
+#: tokens of the window that are kept free of input, beside the output's
+_RESERVE = 256
+
+
+class RuntimeConfig(Struct, frozen=True):
+    """The defaults that a runtime gives to the runs it starts.
+
+    `model_capabilities` may hold `max_tokens`, `max_output_tokens` and `tool_support` of the model.
+
+    >>> RuntimeConfig(max_iterations=3).to_limits_dict()["max_iterations"]
+    3
+    """
+
+    max_iterations: int = DEFAULT_MAX_ITERATIONS
+    warn_iterations_pct: int = 80
+    max_tokens: int | None = None
+    max_output_tokens: int | None = None
+    max_input_tokens: int | None = None
+    warn_tokens_pct: int = 80
+    max_history_messages: int = -1
+    provider: str | None = None
+    model: str | None = None
+    model_capabilities: dict[str, Any] = {}
+
+    def to_limits_dict(self) -> dict[str, Any]:
+        """What `_limits` of a new run holds.
+
+        `max_tokens` and `max_output_tokens` fall back to the model's, then to 32768 and None. A given
+        `max_input_tokens` is cut to what the window leaves beside the output and a small reserve.
+        """
+        capabilities = self.model_capabilities
+        window = _first(self.max_tokens, capabilities.get("max_tokens"), DEFAULT_MAX_TOKENS)
+        output = _first(self.max_output_tokens, capabilities.get("max_output_tokens"))
+        entry = self.max_input_tokens
+        if entry is not None and window is not None and output is not None:
+            entry = max(0, min(entry, window - output - _RESERVE))
+        return {
+            **default_limits(),
+            "max_iterations": self.max_iterations,
+            "max_tokens": window,
+            "max_output_tokens": output,
+            "max_input_tokens": entry,
+            "max_history_messages": self.max_history_messages,
+            "warn_iterations_pct": self.warn_iterations_pct,
+            "warn_tokens_pct": self.warn_tokens_pct,
+        }
+
+    def with_capabilities(self, capabilities: Mapping[str, Any]) -> RuntimeConfig:
+        """The same config for another model: its capabilities replace the ones held."""
+        return replace(self, model_capabilities=dict(capabilities))
+
+
+class LimitWarning(Struct):
+    """A limit that is near (`status="warning"`) or reached (`"exceeded"`); `pct` is computed from the numbers."""
+
+    limit_type: str
+    status: str
+    current: int
+    maximum: int
+    pct: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.maximum > 0:
+            self.pct = _pct(self.current, self.maximum)
+
+
+def limit_status(limits: Any) -> dict[str, Any]:
+    """How far a run's `_limits` are used: `iterations`, `tokens` and `history`, as `get_limit_status` returns it."""
+    known = _read(limits)
+    steps, most = known["current_iteration"], known["max_iterations"]
+    used, window = known["estimated_tokens_used"], known["max_tokens"]
+    steps_pct, used_pct = _pct(steps, most), _pct(used, window)
+    return {
+        "iterations": {
+            "current": steps,
+            "max": most,
+            "pct": steps_pct,
+            "warning": steps_pct >= known["warn_iterations_pct"],
+        },
+        "tokens": {
+            "estimated_used": used,
+            "max": window,
+            "max_input_tokens": known["max_input_tokens"],
+            "max_output_tokens": known["max_output_tokens"],
+            "pct": used_pct,
+            "warning": used_pct >= known["warn_tokens_pct"],
+        },
+        "history": {"max_messages": known["max_history_messages"]},
+    }
+
+
+def limit_warnings(limits: Any) -> list[LimitWarning]:
+    """The limits that are near or reached, as `check_limits` returns them.
+
+    Tokens count once some are used. A negative maximum is no limit.
+    """
+    known = _read(limits)
+    measured = [("iterations", known["current_iteration"], known["max_iterations"], known["warn_iterations_pct"])]
+    if known["estimated_tokens_used"] > 0:
+        measured.append(("tokens", known["estimated_tokens_used"], known["max_tokens"], known["warn_tokens_pct"]))
+    warnings = []
+    for name, current, most, threshold in measured:
+        if 0 <= most <= current:
+            warnings.append(LimitWarning(name, "exceeded", current, most))
+        elif most > 0 and _pct(current, most) >= threshold:
+            warnings.append(LimitWarning(name, "warning", current, most))
+    return warnings
+
+
+def apply_limit_updates(limits: Any, updates: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `limits` with the known keys of `updates` written; others are ignored. Nothing given is changed."""
+    kept = limits if isinstance(limits, dict) else {}
+    return {**kept, **{key: value for key, value in updates.items() if key in UPDATABLE}}
+
+
+def _read(limits: Any) -> dict[str, Any]:
+    found = limits if isinstance(limits, dict) else {}
+    return {key: _first(found.get(key), default) for key, default in default_limits().items()}
+
+
+def _first(*candidates: Any) -> int | None:
+    for value in candidates:
+        if type(value) is int:
+            return value
+        if type(value) is float and math.isfinite(value):
+            return int(value)
+    return None
+
+
+def _pct(current: int, maximum: int) -> float:
+    return round(current / maximum * 100, 1) if maximum > 0 else 0.0

@@ -1,0 +1,168 @@
+"""Every error of the runtime, as one tree.
+
+::
+
+    AbstractRuntimeError
+    ├── UnknownRun (KeyError)               no run has this id
+    ├── RunIdentityConflict (ValueError)    start(run_id=...) met another run of that id
+    ├── RevisionConflict                    the run moved on since it was loaded
+    ├── StaleResumeError (ValueError)       nothing waits, or something else does
+    │   └── InvalidAnswer                   the wait is right, the answer is not
+    ├── RunPaused (ValueError)              resume() on a paused run
+    ├── ReentrantTick (RuntimeError)        a run was driven from inside itself
+    ├── InvalidId (ValueError)              an id that could not be a safe name
+    ├── InvalidWorkflow (ValueError)        a graph that cannot run
+    │   ├── WorkflowMismatch                the run belongs to another workflow
+    │   └── WorkflowChanged                 the graph changed under the run
+    ├── UnknownNode (KeyError)              the graph has no such node
+    ├── InvalidPlan (ValueError)            a node returned no usable StepPlan
+    ├── InvalidState (ValueError)           vars that do not fit the workflow's state type
+    ├── UnsafeValue (ValueError, TypeError) a value that JSON cannot carry
+    ├── SecretUnavailable (LookupError)     a secret that this process does not have
+    └── StoreError
+        ├── StoreUnclear                    the write may or may not have landed
+        ├── StoreBusy                       another process kept the lock for too long
+        ├── StoreCorrupt                    what is stored cannot be read
+        ├── StoreSchemaTooNew               a newer version wrote this file
+        └── StoreClosed                     used after close()
+
+Built-in bases stay where callers of the documented API catch them. The text of an error names the thing, what was
+expected, what was found and the next step; attributes carry the same facts for programs.
+"""
+
+from __future__ import annotations
+
+
+class AbstractRuntimeError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the text
+        return str(self.args[0]) if self.args else str(self.__doc__)
+
+
+class UnknownRun(AbstractRuntimeError, KeyError):
+    """No run has this id."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"Unknown run_id: {run_id!r}. Is this the store it was started on?")
+        self.run_id = run_id
+
+
+class RunIdentityConflict(AbstractRuntimeError, ValueError):
+    """A run of this id exists and was started with something else."""
+
+    def __init__(self, run_id: str, differs: str) -> None:
+        super().__init__(
+            f"Run {run_id!r} exists already and was started with another {differs}. "
+            "Start under a new run_id, or call start() with exactly what the run was started with."
+        )
+        self.run_id = run_id
+        self.differs = differs
+
+
+class RevisionConflict(AbstractRuntimeError):
+    """The run moved on since it was loaded."""
+
+    def __init__(self, run_id: str, expected: int, found: int | None, why: str = "") -> None:
+        state = "is gone" if found is None else f"is at revision {found}"
+        super().__init__(
+            f"Run {run_id!r} {state}, but this change was computed from revision {expected}"
+            f"{why and f' ({why})'}. Load the run, change it and save again"
+            ", or save with overwrite=True to replace what is stored."
+        )
+        self.run_id = run_id
+        self.expected = expected
+        self.found = found
+
+
+class StaleResumeError(AbstractRuntimeError, ValueError):
+    """The run does not wait for this."""
+
+
+class InvalidAnswer(StaleResumeError):
+    """The answer is not one that the wait allows; the run goes on waiting."""
+
+
+class RunPaused(AbstractRuntimeError, ValueError):
+    """Run is paused"""
+
+
+class ReentrantTick(AbstractRuntimeError, RuntimeError):
+    """A run was driven from inside itself."""
+
+
+class InvalidId(AbstractRuntimeError, ValueError):
+    """An id that could not be a safe name."""
+
+
+class InvalidWorkflow(AbstractRuntimeError, ValueError):
+    """A graph that cannot run."""
+
+
+class WorkflowMismatch(InvalidWorkflow):
+    """The run belongs to another workflow."""
+
+
+class WorkflowChanged(InvalidWorkflow):
+    """The graph changed under the run in a way that it cannot follow; the run is untouched."""
+
+
+class UnknownNode(AbstractRuntimeError, KeyError):
+    """The graph has no such node."""
+
+
+class InvalidPlan(AbstractRuntimeError, ValueError):
+    """A node returned something that is no usable StepPlan."""
+
+
+class InvalidState(AbstractRuntimeError, ValueError):
+    """Vars that do not fit the workflow's state type."""
+
+    def __init__(self, workflow_id: str, path: str, problem: str) -> None:
+        super().__init__(
+            f"{path}: {problem}. Vars of workflow {workflow_id!r} must fit its state type; "
+            "correct the value, or change the type."
+        )
+        self.workflow_id = workflow_id
+        self.path = path
+        self.problem = problem
+
+
+class UnsafeValue(AbstractRuntimeError, ValueError, TypeError):
+    """A value that JSON cannot carry unchanged."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(
+            f"{path}: {problem}. State, payloads and results must survive JSON unchanged; "
+            "convert the value, or keep it in an artifact."
+        )
+        self.path = path
+        self.problem = problem
+
+
+class SecretUnavailable(AbstractRuntimeError, LookupError):
+    """A secret that this process does not have."""
+
+
+class StoreError(AbstractRuntimeError):
+    """A store could not do what it was asked."""
+
+
+class StoreUnclear(StoreError):
+    """The write may or may not have landed."""
+
+
+class StoreBusy(StoreError):
+    """Another process kept the lock for too long; nothing was written."""
+
+
+class StoreCorrupt(StoreError):
+    """What is stored cannot be read."""
+
+
+class StoreSchemaTooNew(StoreError):
+    """A newer version of the package wrote this store."""
+
+
+class StoreClosed(StoreError):
+    """The store was used after it was closed."""

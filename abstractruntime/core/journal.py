@@ -1,0 +1,156 @@
+"""A run store and a ledger store as one `commit`: prepare it, let the backend make it durable, tell the observers.
+
+The journal is where "did my write land?" is answered. A backend that cannot say raises `StoreUnclear`; the journal
+then looks for the commit's id, in the state and in the ledger, before it writes again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from . import portal
+from .backend import Backend, Loaded, Write
+from .clock import Clock, iso, parse_instant
+from .codec import encode_records, encode_run, record_dict
+from .errors import RevisionConflict, StoreUnclear, UnknownRun
+from .ids import check_id
+from .models import Commit, RunState, RunStatus, StepRecord
+from .secrets import admit
+
+log = logging.getLogger("abstractruntime.journal")
+
+LedgerCallback = Callable[[dict[str, Any]], object]
+
+#: seconds between the tries of an unclear write
+_PATIENCE = (0.01, 0.05, 0.25, 1.0)
+
+
+def prepare(commit: Commit) -> Write:
+    """A commit as bytes with its guard. What crosses the JSON and secrets borders was admitted before."""
+    before, run = commit.before, commit.run
+    return Write(
+        run=run,
+        data=encode_run(run),
+        expected=None if before is None else before.revision,
+        expected_records=0 if before is None else before.records,
+        answered=len(commit.answers),
+        records=encode_records(commit.records) if commit.records else b"[]",
+        count=len(commit.records),
+        lookup_key=commit.lookup_key,
+        requests=commit.requests,
+        hot=before is not None
+        and before.status is RunStatus.RUNNING
+        and run.status is RunStatus.RUNNING
+        and before.owner == run.owner
+        and not commit.answers
+        and not commit.requests,
+    )
+
+
+def prepare_save(stored: Loaded | None, run: RunState, *, overwrite: bool, commit_id: str) -> Write:
+    """A host's `save(run)` as a write: insert an unknown run, else replace the stored one at the same revision.
+
+    With `overwrite` the stored revision, intent and counters stay the store's own and the rest is replaced. Raises
+    `RevisionConflict` naming both revisions, and `UnsafeValue` for what JSON cannot carry.
+    """
+    check_id(run.run_id, "run_id")
+    wait = run.waiting
+    if wait is not None and wait.until is not None:
+        wait = replace(wait, until=iso(parse_instant(wait.until)))
+    clean = replace(
+        run,
+        vars=admit(run.vars, "vars"),
+        waiting=wait,
+        output=admit(run.output, "output"),
+        status=RunStatus(run.status),
+        commit_id=commit_id,
+    )
+    if stored is None:
+        clean.revision, clean.records = max(1, run.revision), 0
+        return Write(run=clean, data=encode_run(clean), expected=None)
+    found = stored.run
+    if run.revision != found.revision:
+        if not overwrite:
+            raise RevisionConflict(run.run_id, run.revision, found.revision)
+        clean.intent, clean.owner, clean.fingerprint = found.intent, found.owner, found.fingerprint
+        clean.workflow_version, clean.identity = found.workflow_version, found.identity
+    clean.revision, clean.records = found.revision + 1, found.records
+    return Write(
+        run=clean,
+        data=encode_run(clean),
+        expected=found.revision,
+        expected_records=found.records,
+        answered=len(stored.requests) if overwrite else 0,
+    )
+
+
+class Journal:
+    """What the runtime knows of storage: load, commit, read the ledger, subscribe."""
+
+    def __init__(self, backend: Backend, clock: Clock) -> None:
+        self.backend = backend
+        self._clock = clock
+        self._observers: list[tuple[LedgerCallback, str | None]] = []
+
+    async def load(self, run_id: str) -> Loaded:
+        """The latest durable state; `UnknownRun` if there is none."""
+        loaded = await self.backend.load(run_id)
+        if loaded is None:
+            raise UnknownRun(run_id)
+        return loaded
+
+    async def commit(self, commit: Commit) -> RunState:
+        """Make the commit durable and return its state; observers have heard of it then.
+
+        Raises `RevisionConflict` when the run moved on, `StoreUnclear` when not even looking helped.
+        """
+        write = prepare(commit)
+        try:
+            await self.backend.commit(write)
+        except StoreUnclear as error:
+            await self._make_sure(write, error)
+        if self._observers and commit.records:
+            await self._publish(commit.records)
+        return commit.run
+
+    def subscribe(self, callback: LedgerCallback, run_id: str | None) -> Callable[[], None]:
+        """Call `callback(record)` with every record that becomes durable through this journal, until unsubscribed."""
+        entry = (callback, run_id)
+        self._observers.append(entry)
+
+        def unsubscribe() -> None:
+            if entry in self._observers:
+                self._observers.remove(entry)
+
+        return unsubscribe
+
+    async def _make_sure(self, write: Write, error: StoreUnclear) -> None:
+        run_id, commit_id = write.run.run_id, write.run.commit_id or ""
+        for pause in _PATIENCE:
+            log.warning("Run %s: the store cannot say whether commit %s landed (%s); looking", run_id, commit_id, error)
+            try:
+                if await self.backend.landed(run_id, commit_id):
+                    return
+                await self.backend.commit(write)
+                return
+            except RevisionConflict:
+                if await self.backend.landed(run_id, commit_id):  # it had been on its way
+                    return
+                raise
+            except StoreUnclear as again:
+                error = again
+            await self._clock.sleep(pause)
+        raise error
+
+    async def _publish(self, records: tuple[StepRecord, ...]) -> None:
+        for record in records:
+            for callback, run_id in list(self._observers):
+                if run_id is None or run_id == record.run_id:
+                    try:
+                        await portal.here(callback, record_dict(record))
+                    except Exception:  # a boundary: the record is durable, a reader's trouble is its own
+                        log.exception("A ledger subscriber failed on a record of run %s", record.run_id)

@@ -1,0 +1,66 @@
+"""What a run needs next, as one of a few values: the only place where `tick` branches."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from ..models import TERMINAL, Intent, Request, RunState, RunStatus
+
+
+class Rest(Struct, frozen=True):
+    """Nothing to do: the run waits, is paused or has ended."""
+
+
+class Later(Struct, frozen=True):
+    """Another attempt is due at this instant (UTC text)."""
+
+    due: str
+
+
+class Busy(Struct, frozen=True):
+    """Somebody alive performs the effect now."""
+
+
+class Answer(Struct, frozen=True):
+    """Requests stand: commit the answer first."""
+
+    requests: tuple[Request, ...]
+
+
+class Wake(Struct, frozen=True):
+    """A timer or a deadline has passed."""
+
+
+class Perform(Struct, frozen=True):
+    """A promised effect that nobody performs. `lost` means that somebody did, and died."""
+
+    intent: Intent
+    lost: bool
+
+
+class Ask(Struct, frozen=True):
+    """Nothing is in flight: ask the node."""
+
+
+Move = Rest | Later | Busy | Answer | Wake | Perform | Ask
+
+
+def next_move(run: RunState, *, now: str, requests: tuple[Request, ...] = (), held: bool = False) -> Move:
+    """What to do with this run now. `held` says whether the holder of its intent is alive and at it."""
+    if run.status in TERMINAL:
+        return Rest()
+    if requests:
+        return Answer(requests)
+    if run.paused:
+        return Rest()
+    if run.status is RunStatus.WAITING:
+        until = run.waiting.until if run.waiting else None
+        return Wake() if until is not None and until <= now else Rest()
+    intent = run.intent
+    if intent is None:
+        return Ask()
+    if intent.token is not None:
+        return Busy() if held else Perform(intent, lost=True)
+    if intent.due is not None and intent.due > now:
+        return Later(intent.due)
+    return Perform(intent, lost=False)

@@ -1,0 +1,151 @@
+"""The small moves that every verb of the kernel is made of: the next state, its vars, its records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from ..models import Commit, Intent, Request, RunState, RunStatus, StepRecord, StepStatus
+
+
+class Stamp(Struct, frozen=True):
+    """What a commit takes from outside the kernel: the instant (UTC text) and a fresh id."""
+
+    at: str
+    id: str
+
+
+def runtime_of(vars: dict[str, Any]) -> dict[str, Any]:
+    """The engine's namespace in vars; `{}` where there is none."""
+    runtime = vars.get("_runtime")
+    return runtime if isinstance(runtime, dict) else {}
+
+
+def seq_of(vars: dict[str, Any]) -> int:
+    """The documented issuance counter, `_runtime.effect_seq`."""
+    seq = runtime_of(vars).get("effect_seq", 0)
+    return seq if type(seq) is int and seq >= 0 else 0
+
+
+def with_runtime(vars: dict[str, Any], **entries: Any) -> dict[str, Any]:
+    """Vars with these entries of `_runtime` replaced; the input stays as it is."""
+    return {**vars, "_runtime": {**runtime_of(vars), **entries}}
+
+
+def with_previous(vars: dict[str, Any], node_id: str, next_node: str | None) -> dict[str, Any]:
+    """Vars with the documented note of where the run came from."""
+    temp = vars.get("_temp")
+    kept = temp if isinstance(temp, dict) else {}
+    return {**vars, "_temp": {**kept, "prev_node_id": node_id, "prev_next_node": next_node}}
+
+
+def control_of(run: RunState) -> dict[str, Any]:
+    """The pause flag and what belongs to it."""
+    control = runtime_of(run.vars).get("control")
+    return control if isinstance(control, dict) else {}
+
+
+def is_pause_wait(run: RunState) -> bool:
+    """Whether the wait is the stand-in that pausing a running run makes."""
+    return bool(run.waiting and run.waiting.details and run.waiting.details.get("kind") == "pause")
+
+
+def unpaused_vars(run: RunState, **notes: Any) -> dict[str, Any]:
+    """Vars without the pause flag."""
+    control = {k: v for k, v in control_of(run).items() if k not in ("paused", "pause_reason")}
+    return with_runtime(run.vars, control={**control, **notes})
+
+
+def next_state(run: RunState, stamp: Stamp, vars: dict[str, Any] | None = None) -> RunState:
+    """A copy of the run at the next revision, for the caller to finish."""
+    new = run.__copy__()
+    new.revision = run.revision + 1
+    new.commit_id = stamp.id
+    new.updated_at = stamp.at
+    if vars is not None:
+        new.vars = vars
+    return new
+
+
+def commit(
+    before: RunState,
+    run: RunState,
+    *records: StepRecord,
+    requests: tuple[Request, ...] = (),
+    answers: tuple[Request, ...] = (),
+    lookup_key: str | None = None,
+) -> Commit:
+    """A commit whose state counts its records and keeps an owner only while it runs."""
+    run.records = before.records + len(records)
+    if run.status is not RunStatus.RUNNING and run.intent is None:
+        run.owner = None
+    return Commit(
+        run=run, before=before, records=records, requests=requests, answers=answers, lookup_key=lookup_key
+    )
+
+
+def step_record(run: RunState, intent: Intent, status: StepStatus, stamp: Stamp, **fields: Any) -> StepRecord:
+    """A record of one attempt at an effect; the STARTED and the final one share the step id."""
+    return StepRecord(
+        run_id=run.run_id,
+        step_id=intent.step_id,
+        node_id=intent.node_id,
+        status=status,
+        effect=intent.effect.as_record(),
+        started_at=intent.started_at,
+        ended_at=None if status is StepStatus.STARTED else stamp.at,
+        actor_id=run.actor_id,
+        session_id=run.session_id,
+        attempt=intent.attempt,
+        idempotency_key=intent.key,
+        commit_id=stamp.id,
+        **fields,
+    )
+
+
+def run_record(run: RunState, label: str, stamp: Stamp, **fields: Any) -> StepRecord:
+    """A record that belongs to the run and to no effect: its end, a resume, a node that raised."""
+    fields.setdefault("status", StepStatus.COMPLETED)
+    fields.setdefault("node_id", run.current_node)
+    fields.setdefault("actor_id", run.actor_id)
+    return StepRecord(
+        run_id=run.run_id,
+        step_id=f"{stamp.id}:{label}",
+        started_at=stamp.at,
+        ended_at=stamp.at,
+        session_id=run.session_id,
+        commit_id=stamp.id,
+        **fields,
+    )
+
+
+def status_record(run: RunState, stamp: Stamp, **details: Any) -> StepRecord:
+    """The documented `abstract.status` record that every end of a run writes."""
+    payload = {"text": str(run.status)}
+    return run_record(
+        run,
+        "status",
+        stamp,
+        effect={
+            "type": "emit_event",
+            "payload": {"name": "abstract.status", "scope": "session", "payload": payload},
+            "result_key": None,
+        },
+        result={"emitted": True, "name": "abstract.status", "payload": payload, **details},
+        idempotency_key=f"system:terminal_status:{run.status}",
+    )
+
+
+def finished(run: RunState, node_id: str, output: Any, stamp: Stamp, **via: Any) -> tuple[StepRecord, StepRecord]:
+    """Complete the given new state in place; returns its completion and status records."""
+    run.status, run.output, run.error, run.waiting, run.intent = RunStatus.COMPLETED, output, None, None, None
+    completed = run_record(
+        run,
+        "completed",
+        stamp,
+        node_id=node_id,
+        result={"completed": True, **via, "output": output},
+        idempotency_key=f"system:completion:{node_id}",
+    )
+    return completed, status_record(run, stamp)

@@ -1,0 +1,238 @@
+"""The life of a step: a node's plan, the promise of its effect, and how the effect lands.
+
+`move` and `complete` are steps without an effect. `inside` is an effect that touches nothing outside: one commit.
+`promise`, `claim` and `settle` are an effect that does: the intent is durable before anybody performs it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from ..models import Commit, Effect, EffectType, Intent, RunState, RunStatus, StepPlan, StepRecord, StepStatus, wait_record
+from ..outcomes import EffectOutcome
+from ..vars import append_path, write_path
+from .state import (
+    Stamp,
+    commit,
+    finished,
+    next_state,
+    run_record,
+    seq_of,
+    status_record,
+    step_record,
+    with_previous,
+    with_runtime,
+)
+from .waits import bind_wait
+
+OUTCOME_UNKNOWN = "Outcome unknown: the process that performed this attempt ended before it was recorded"
+
+
+def restore_seq(vars: dict[str, Any], seq: int) -> dict[str, Any]:
+    """Vars with the issuance counter as it was before the node ran, whatever the node did to it."""
+    return vars if seq_of(vars) == seq else with_runtime(vars, effect_seq=seq)
+
+
+def move(run: RunState, plan: StepPlan, stamp: Stamp) -> Commit:
+    """A plan without an effect: on to the next node. Writes no record."""
+    assert plan.next_node is not None
+    new = next_state(run, stamp, with_previous(run.vars, plan.node_id, plan.next_node))
+    new.current_node, new.node_errors = plan.next_node, 0
+    return commit(run, new)
+
+
+def complete(run: RunState, plan: StepPlan, stamp: Stamp) -> Commit:
+    """A plan with `complete_output`: the run ends."""
+    new = next_state(run, stamp)
+    new.node_errors = 0
+    return commit(run, new, *finished(new, plan.node_id, plan.complete_output, stamp))
+
+
+def intent_of(run: RunState, plan: StepPlan, effect: Effect, key: str, stamp: Stamp) -> Intent:
+    """The promise of a plan's effect, in its first attempt."""
+    seq = seq_of(run.vars)
+    return Intent(
+        step_id=f"{run.run_id}:{seq}.1",
+        seq=seq,
+        node_id=plan.node_id,
+        effect=effect,
+        key=key,
+        started_at=stamp.at,
+        next_node=plan.next_node,
+    )
+
+
+def inside(
+    run: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp, *, lookup_key: str | None = None
+) -> Commit:
+    """An effect that touches nothing outside the store: promise and landing in one commit."""
+    started = step_record(run, intent, StepStatus.STARTED, stamp)
+    return _land(run, intent, outcome, stamp, (started,), lookup_key=lookup_key)
+
+
+def reused(run: RunState, intent: Intent, found: StepRecord, stamp: Stamp) -> Commit:
+    """An effect whose key was settled before: its recorded result lands and no handler is called."""
+    outcome = EffectOutcome.completed(found.result)
+    return _land(run, intent, outcome, stamp, (), reused_from=found.step_id)
+
+
+def promise(run: RunState, intent: Intent, owner: str, stamp: Stamp) -> Commit:
+    """Make the intent durable, claimed by `owner`; the commit's id is the token of the claim."""
+    new = next_state(run, stamp)
+    new.intent, new.owner, new.node_errors = replace(intent, token=stamp.id), owner, 0
+    return commit(run, new, step_record(run, intent, StepStatus.STARTED, stamp))
+
+
+def claim(run: RunState, owner: str, stamp: Stamp) -> Commit:
+    """Take over an intent that nobody performs. An attempt whose performer died ends as FAILED, outcome unknown."""
+    intent = run.intent
+    assert intent is not None
+    records: tuple[StepRecord, ...] = ()
+    if intent.token is not None:
+        records = (_lost(run, intent, stamp),)
+        intent = next_attempt(run, intent)
+    intent = replace(intent, token=stamp.id, started_at=stamp.at, due=None)
+    new = next_state(run, stamp)
+    new.intent, new.owner = intent, owner
+    return commit(run, new, *records, step_record(run, intent, StepStatus.STARTED, stamp))
+
+
+def hand_back(run: RunState, stamp: Stamp) -> Commit:
+    """Give up the claim so that anyone may perform the effect at once, with the same key."""
+    intent = run.intent
+    assert intent is not None
+    ended = step_record(
+        run, intent, StepStatus.CANCELLED, stamp, result={"cancelled": True, "outcome": "unknown", "handed_back": True}
+    )
+    new = next_state(run, stamp)
+    new.intent = replace(next_attempt(run, intent), token=None)
+    return commit(run, new, ended)
+
+
+def retry(run: RunState, outcome: EffectOutcome, due: str, stamp: Stamp) -> Commit:
+    """The attempt failed and another is due later; anyone may perform it then."""
+    intent = run.intent
+    assert intent is not None
+    failed = step_record(run, intent, StepStatus.FAILED, stamp, error=outcome.error)
+    new = next_state(run, stamp)
+    new.intent = replace(next_attempt(run, intent), token=None, due=due, failures=intent.failures + 1)
+    return commit(run, new, failed)
+
+
+def settle(run: RunState, outcome: EffectOutcome, stamp: Stamp, *, lookup_key: str | None = None) -> Commit:
+    """The effect in flight ended: its result lands and the run goes on."""
+    assert run.intent is not None
+    return _land(run, run.intent, outcome, stamp, (), lookup_key=lookup_key)
+
+
+def late(run: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp) -> Commit:
+    """An outcome that arrived after its intent was withdrawn: journaled, and nothing else changes."""
+    new = next_state(run, stamp)
+    new.updated_at = run.updated_at
+    record = step_record(
+        run,
+        intent,
+        StepStatus.CANCELLED,
+        stamp,
+        result={"late": True, "status": outcome.status, "result": outcome.result},
+        error=outcome.error,
+    )
+    return commit(run, new, record)
+
+
+def lost(run: RunState, stamp: Stamp) -> Commit:
+    """The performer died and the policy says that nobody may repeat it: the effect fails."""
+    assert run.intent is not None
+    return _land(run, run.intent, EffectOutcome.failed(OUTCOME_UNKNOWN, retryable=False), stamp, ())
+
+
+def node_failed(run: RunState, node_id: str, error: str, stamp: Stamp) -> Commit:
+    """A node raised: the run stays where it is, and the ledger says so."""
+    new = next_state(run, stamp)
+    new.updated_at, new.node_errors = run.updated_at, run.node_errors + 1
+    return commit(run, new, run_record(run, "node_failed", stamp, node_id=node_id, status=StepStatus.FAILED, error=error))
+
+
+def next_attempt(run: RunState, intent: Intent) -> Intent:
+    """The same effect, one attempt on, under a step id of its own."""
+    attempt = intent.attempt + 1
+    return replace(intent, attempt=attempt, step_id=f"{run.run_id}:{intent.seq}.{attempt}")
+
+
+def _lost(run: RunState, intent: Intent, stamp: Stamp) -> StepRecord:
+    return step_record(run, intent, StepStatus.FAILED, stamp, result={"outcome": "unknown"}, error=OUTCOME_UNKNOWN)
+
+
+def _land(
+    run: RunState,
+    intent: Intent,
+    outcome: EffectOutcome,
+    stamp: Stamp,
+    records: tuple[StepRecord, ...],
+    *,
+    lookup_key: str | None = None,
+    reused_from: str | None = None,
+) -> Commit:
+    new = next_state(run, stamp, with_runtime(run.vars, effect_seq=intent.seq + 1))
+    new.intent, new.node_errors = None, 0
+    if outcome.status == "completed":
+        ended = step_record(
+            run, intent, StepStatus.COMPLETED, stamp, result=outcome.result, reused_from=reused_from
+        )
+        records = (*records, ended, *_go_on(run, new, intent, outcome, stamp))
+    elif outcome.status == "waiting":
+        records = (*records, _wait(run, new, intent, outcome, stamp))
+    else:
+        records = (*records, *_fail(run, new, intent, outcome, stamp))
+    return commit(run, new, *records, requests=outcome.requests, lookup_key=lookup_key)
+
+
+def _go_on(
+    run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp
+) -> tuple[StepRecord, ...]:
+    effect = intent.effect
+    vars = new.vars
+    for change in outcome.changes:
+        vars = (append_path if change.op == "append" else write_path)(vars, change.path, change.value)
+    if effect.result_key and outcome.result is not None:
+        vars = write_path(vars, effect.result_key, outcome.result)
+    if effect.type == EffectType.LLM_CALL:
+        vars = _count_tokens(vars, outcome.result)
+    if not intent.next_node:
+        new.vars = vars
+        return finished(new, intent.node_id, {"success": True, "result": outcome.result}, stamp)
+    new.vars = with_previous(vars, intent.node_id, intent.next_node)
+    new.current_node = intent.next_node
+    if run.paused and new.waiting is not None:  # the pause stays; resume_run goes on behind the effect
+        new.waiting = replace(new.waiting, resume_to_node=intent.next_node)
+    return ()
+
+
+def _wait(run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp) -> StepRecord:
+    assert outcome.wait is not None
+    new.status = RunStatus.WAITING
+    new.waiting = bind_wait(outcome.wait, run, intent)
+    new.vars = with_previous(new.vars, intent.node_id, intent.next_node)
+    return step_record(run, intent, StepStatus.WAITING, stamp, result={"wait": wait_record(new.waiting)})
+
+
+def _fail(
+    run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp
+) -> tuple[StepRecord, ...]:
+    error = outcome.error or "Effect failed without saying why"
+    failed = step_record(run, intent, StepStatus.FAILED, stamp, result=outcome.result, error=error)
+    new.status, new.waiting = RunStatus.FAILED, None
+    new.error = error if not intent.failures else f"Effect failed after {intent.failures + 1} attempts: {error}"
+    return failed, status_record(new, stamp)
+
+
+def _count_tokens(vars: dict[str, Any], result: Any) -> dict[str, Any]:
+    usage = result.get("usage") if isinstance(result, dict) else None
+    if not isinstance(usage, dict):
+        return vars
+    for name in ("input_tokens", "prompt_tokens", "total_tokens"):
+        if type(usage.get(name)) is int:
+            return write_path(vars, "_limits.estimated_tokens_used", usage[name])
+    return vars

@@ -1,0 +1,159 @@
+"""Who performs what: the owner's lease, the effects it has in flight, and how it hears that one is not wanted.
+
+An owner is one runtime in one process. Its lease is one narrow row that says until when it is known to live; beside
+it stands an OS lock that the kernel drops when the process dies. A claim on an effect is a token in the run's intent,
+written by the commit that claims it, so fencing is the same guard as every commit's: whoever takes over writes
+another token, and a late settle finds it there.
+
+One task per owner, alive while effects are in flight, renews the lease and reads back the claims, so a cancel or a
+take-over from another process reaches the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from weakref import WeakValueDictionary
+
+import anyio
+
+from .backend import Backend
+from .clock import Clock, iso, micros
+from .errors import StoreUnclear
+from .ids import Ids
+from .models import RunState
+from .outcomes import CancelSignal
+
+log = logging.getLogger("abstractruntime.leases")
+
+#: the owners of this process: nobody knows better than they what is in flight
+_PEERS: WeakValueDictionary[str, Leases] = WeakValueDictionary()
+
+
+class Flight:
+    """One effect that this owner performs now."""
+
+    __slots__ = ("_loop", "run_id", "scope", "signal", "token")
+
+    def __init__(self, run_id: str, token: str) -> None:
+        self.run_id, self.token = run_id, token
+        self.signal = CancelSignal()
+        self.scope: anyio.CancelScope | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def cancel(self) -> None:
+        """Tell the handler to stop. Safe from any thread."""
+        self.signal.set()
+        if self.scope is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.scope.cancel)
+
+
+class Leases:
+    """The claims of one owner on one backend."""
+
+    def __init__(self, backend: Backend, clock: Clock, seconds: float) -> None:
+        self._ids = Ids()
+        self.owner = self._ids.owner
+        self._backend, self._clock = backend, clock
+        self._length = timedelta(seconds=seconds)
+        self._interval = min(1.0, seconds / 3)
+        self._flights: dict[str, Flight] = {}
+        self._until = 0
+        self._renewing: asyncio.Lock | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._heart: asyncio.Task[None] | None = None
+        _PEERS[self.owner] = self
+
+    def next_id(self) -> str:
+        """A fresh commit id of this owner."""
+        return self._ids.next()
+
+    async def ensure(self) -> None:
+        """Return when the lease runs for at least another half of its length: before every claim."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # the first use, or a new loop after asyncio.run ended
+            self._loop, self._renewing, self._heart = loop, asyncio.Lock(), None
+        if self._short_of(self._length / 2):
+            assert self._renewing is not None
+            async with self._renewing:
+                if self._short_of(self._length / 2):
+                    await self._renew()
+
+    @contextmanager
+    def flight(self, run_id: str, token: str) -> Iterator[Flight]:
+        """Hold a claim for as long as the block runs."""
+        flight = Flight(run_id, token)
+        self._flights[token] = flight
+        if self._heart is None or self._heart.done():
+            self._heart = asyncio.get_running_loop().create_task(self._beat(), name="abstractruntime-lease")
+        try:
+            yield flight
+        finally:
+            del self._flights[token]
+
+    def cancel_flight(self, run_id: str) -> None:
+        """Tell the handlers of this run, in this process, to stop."""
+        for peer in list(_PEERS.values()):
+            for flight in list(peer._flights.values()):
+                if flight.run_id == run_id:
+                    flight.cancel()
+
+    async def is_held(self, run: RunState) -> bool:
+        """Whether somebody alive performs the run's intent."""
+        assert run.intent is not None
+        if run.owner is None:
+            return False
+        peer = _PEERS.get(run.owner)
+        if peer is not None:
+            return run.intent.token in peer._flights
+        return await self._backend.alive(run.owner, self._now())
+
+    async def close(self) -> None:
+        """Give up the lease. Effects still in flight may be taken over."""
+        if self._heart is not None and self._loop is asyncio.get_running_loop():
+            self._heart.cancel()
+        if self._until:
+            self._until = 0
+            await self._backend.release(self.owner)
+
+    def _now(self) -> int:
+        return micros(iso(self._clock.now()))
+
+    def _short_of(self, span: timedelta) -> bool:
+        return self._until - self._now() < span // timedelta(microseconds=1)
+
+    async def _renew(self) -> None:
+        until = self._now() + self._length // timedelta(microseconds=1)
+        try:
+            await self._backend.renew(self.owner, until)
+        except StoreUnclear:
+            await self._backend.renew(self.owner, until)  # writing it twice does no harm
+        self._until = until
+
+    async def _beat(self) -> None:
+        last = self._clock.monotonic()
+        while self._flights:
+            await self._clock.sleep(self._interval)
+            now = self._clock.monotonic()
+            if self._flights and now - last > self._length.total_seconds():
+                log.error("The event loop was blocked for %.1f s, longer than the lease: runs may be lost", now - last)
+            last = now
+            try:
+                if self._short_of(self._length * 2 / 3):
+                    await self._renew()
+                await self._hear()
+            except Exception:  # a boundary: the next beat tries again, and an expired lease is what fences us
+                log.exception("Owner %s could not renew its lease", self.owner)
+
+    async def _hear(self) -> None:
+        """Cancel what was withdrawn or taken over behind our back."""
+        flights = list(self._flights.values())
+        claims = await self._backend.claims({flight.run_id for flight in flights})
+        for flight in flights:
+            token, cancel = claims.get(flight.run_id, (flight.token, False))
+            if flight.token in self._flights and (token != flight.token or cancel):
+                log.info("Run %s: its effect was withdrawn or taken over", flight.run_id)
+                flight.cancel()

@@ -1,0 +1,317 @@
+"""The values of the runtime: what a run is, what a step asks for, and what a commit writes.
+
+Two kinds. The documented models (`RunState`, `WaitState`, `StepRecord`) are mutable, positional and take unsaved
+attributes. Values of ours (`Intent`, `Request`, `Commit`) are frozen and keyword-only. Engine fields trail the
+documented ones with defaults, so that hosts can build a `RunState` as they always did.
+"""
+
+from __future__ import annotations
+
+import uuid
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from .clock import utc_now_iso
+
+
+class RunStatus(StrEnum):
+    """Where a run stands. The last three are final."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED})
+
+
+class WaitReason(StrEnum):
+    """What a waiting run waits for."""
+
+    EVENT = "event"
+    UNTIL = "until"
+    USER = "user"
+    JOB = "job"
+    SUBWORKFLOW = "subworkflow"
+
+
+class StepStatus(StrEnum):
+    """What a ledger record says of its step."""
+
+    STARTED = "started"
+    COMPLETED = "completed"
+    WAITING = "waiting"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class EffectType(StrEnum):
+    """The effects that have a documented meaning. A host may use any other text as a type of its own."""
+
+    WAIT_EVENT = "wait_event"
+    WAIT_UNTIL = "wait_until"
+    ASK_USER = "ask_user"
+    ANSWER_USER = "answer_user"
+    EMIT_EVENT = "emit_event"
+    LLM_CALL = "llm_call"
+    MODEL_RESIDENCY = "model_residency"
+    TOOL_CALLS = "tool_calls"
+    MEMORY_QUERY = "memory_query"
+    MEMORY_TAG = "memory_tag"
+    MEMORY_COMPACT = "memory_compact"
+    MEMORY_NOTE = "memory_note"
+    MEMORY_REHYDRATE = "memory_rehydrate"
+    MEMORY_KG_ASSERT = "memory_kg_assert"
+    MEMORY_KG_QUERY = "memory_kg_query"
+    MEMORY_KG_RESOLVE = "memory_kg_resolve"
+    VARS_QUERY = "vars_query"
+    START_SUBWORKFLOW = "start_subworkflow"
+
+
+_EFFECT_TYPES = {member.value: member for member in EffectType}
+
+
+class Effect(Struct, frozen=True):
+    """A request for work that the runtime does for a node.
+
+    `type` is an `EffectType`, or a text of the host's own; `payload` is JSON; the result is written to
+    `run.vars` at the dotted path `result_key`.
+
+    >>> Effect("ask_user", {"prompt": "Continue?"}, "answer").type is EffectType.ASK_USER
+    True
+    """
+
+    type: str
+    payload: dict[str, Any] = {}
+    result_key: str | None = None
+
+    def __post_init__(self) -> None:
+        ours = _EFFECT_TYPES.get(self.type)
+        if ours is not None and self.type is not ours:
+            msgspec.structs.force_setattr(self, "type", ours)
+
+    def as_record(self) -> dict[str, Any]:
+        """The effect as ledger records carry it."""
+        return {"type": str(self.type), "payload": self.payload, "result_key": self.result_key}
+
+
+class StepPlan(Struct, frozen=True):
+    """What a node decides: an effect, the next node, or the end of the run.
+
+    `complete_output` (an empty dict counts) ends the run and beats `effect`. An effect without `next_node` ends the
+    run with `{"success": True, "result": <its result>}`.
+    """
+
+    node_id: str
+    effect: Effect | None = None
+    next_node: str | None = None
+    complete_output: dict[str, Any] | None = None
+
+
+class WaitState(Struct, dict=True, omit_defaults=True):
+    """What a run waits for, and where it goes then. `until` is UTC text; with another reason it is a deadline."""
+
+    reason: WaitReason
+    wait_key: str | None = None
+    until: str | None = None
+    resume_to_node: str | None = None
+    result_key: str | None = None
+    prompt: str | None = None
+    choices: list[str] | None = None
+    allow_free_text: bool = True
+    details: dict[str, Any] | None = None
+
+
+class Intent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An effect that was promised and has not ended: all that recovery needs, so that it recomputes nothing.
+
+    `token` names the claim under which somebody performs it now; None means nobody does. `due` is the earliest
+    instant of the next attempt.
+    """
+
+    step_id: str
+    seq: int
+    node_id: str
+    effect: Effect
+    key: str
+    started_at: str
+    attempt: int = 1
+    failures: int = 0
+    next_node: str | None = None
+    token: str | None = None
+    due: str | None = None
+
+
+class RunState(Struct, dict=True, omit_defaults=True):
+    """The checkpoint of a run.
+
+    The first thirteen fields are the documented ones; `vars` is the author's own JSON dict. The rest belongs to the
+    engine: hosts may read it and leave it alone.
+    """
+
+    run_id: str
+    workflow_id: str
+    status: RunStatus
+    current_node: str
+    vars: dict[str, Any] = {}
+    waiting: WaitState | None = None
+    output: Any = None
+    error: str | None = None
+    created_at: str = field(default_factory=utc_now_iso)
+    updated_at: str = field(default_factory=utc_now_iso)
+    actor_id: str | None = None
+    session_id: str | None = None
+    parent_run_id: str | None = None
+    #: raised by one by every commit; a commit is refused unless it was computed from the stored one
+    revision: int = 0
+    #: the id of the commit that wrote this state
+    commit_id: str | None = None
+    #: how many ledger records the run has
+    records: int = 0
+    #: the effect in flight
+    intent: Intent | None = None
+    #: the runtime that last claimed an effect of this run; cleared when the run comes to rest
+    owner: str | None = None
+    #: how often nodes raised since the last step that landed
+    node_errors: int = 0
+    #: of the graph and the version that wrote this state
+    fingerprint: str | None = None
+    workflow_version: str | None = None
+    #: digest of what start(run_id=...) was called with
+    identity: str | None = None
+
+    @property
+    def paused(self) -> bool:
+        """Whether `pause_run` holds the run."""
+        runtime = self.vars.get("_runtime")
+        control = runtime.get("control") if isinstance(runtime, dict) else None
+        return isinstance(control, dict) and control.get("paused") is True
+
+    @classmethod
+    def new(
+        cls,
+        *,
+        workflow_id: str,
+        entry_node: str,
+        actor_id: str | None = None,
+        session_id: str | None = None,
+        vars: dict[str, Any] | None = None,
+        parent_run_id: str | None = None,
+        run_id: str | None = None,
+    ) -> RunState:
+        """A running run at its entry node, with a fresh id unless one is given."""
+        return cls(
+            run_id=run_id or str(uuid.uuid4()),
+            workflow_id=workflow_id,
+            status=RunStatus.RUNNING,
+            current_node=entry_node,
+            vars=vars or {},
+            actor_id=actor_id,
+            session_id=session_id,
+            parent_run_id=parent_run_id,
+        )
+
+
+class StepRecord(Struct, dict=True, omit_defaults=True):
+    """One entry of the append-only ledger. The STARTED and the final record of a step share `step_id`."""
+
+    run_id: str
+    step_id: str
+    node_id: str
+    status: StepStatus
+    effect: dict[str, Any] | None = None
+    result: Any = None
+    error: str | None = None
+    started_at: str = field(default_factory=utc_now_iso)
+    ended_at: str | None = None
+    actor_id: str | None = None
+    session_id: str | None = None
+    attempt: int = 1
+    idempotency_key: str | None = None
+    prev_hash: str | None = None
+    record_hash: str | None = None
+    signature: str | None = None
+    #: the commit that wrote it
+    commit_id: str | None = None
+    #: the step whose recorded result was taken instead of calling the handler again
+    reused_from: str | None = None
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        run: RunState,
+        node_id: str,
+        effect: Effect | None,
+        attempt: int = 1,
+        idempotency_key: str | None = None,
+    ) -> StepRecord:
+        """A STARTED record with a fresh step id."""
+        return cls(
+            run_id=run.run_id,
+            step_id=str(uuid.uuid4()),
+            node_id=node_id,
+            status=StepStatus.STARTED,
+            effect=None if effect is None else effect.as_record(),
+            actor_id=run.actor_id,
+            session_id=run.session_id,
+            attempt=attempt,
+            idempotency_key=idempotency_key,
+        )
+
+    def finish_success(self, result: Any = None) -> StepRecord:
+        """Mark it COMPLETED now, in place."""
+        return self._finish(StepStatus.COMPLETED, result)
+
+    def finish_waiting(self, wait_state: WaitState) -> StepRecord:
+        """Mark it WAITING now, in place; `result["wait"]` holds the nine fields of the wait."""
+        return self._finish(StepStatus.WAITING, {"wait": wait_record(wait_state)})
+
+    def finish_failure(self, error: str) -> StepRecord:
+        """Mark it FAILED now, in place."""
+        self.error = error
+        return self._finish(StepStatus.FAILED, self.result)
+
+    def finish_cancelled(self, details: dict[str, Any] | None = None) -> StepRecord:
+        """Mark it CANCELLED now, in place."""
+        return self._finish(StepStatus.CANCELLED, {"cancelled": True, **(details or {})})
+
+    def _finish(self, status: StepStatus, result: Any) -> StepRecord:
+        self.status, self.result, self.ended_at = status, result, utc_now_iso()
+        return self
+
+
+def wait_record(wait: WaitState) -> dict[str, Any]:
+    """The nine fields of a wait as plain JSON."""
+    return {**msgspec.structs.asdict(wait), "reason": str(wait.reason)}
+
+
+class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What another asks of a run: `cancel` or `pause`. The run's next commit answers it."""
+
+    run_id: str
+    kind: str
+    by: str
+    at: str
+    reason: str | None = None
+
+
+class Commit(Struct, frozen=True, kw_only=True):
+    """All that one step writes, in one atomic write.
+
+    `before` is the state it was computed from (None creates the run); it lands only while the stored revision is
+    still that one and no request stands but those in `answers`.
+    """
+
+    run: RunState
+    before: RunState | None = None
+    records: tuple[StepRecord, ...] = ()
+    requests: tuple[Request, ...] = ()
+    answers: tuple[Request, ...] = ()
+    #: of records that must be found again by key: a user's EffectPolicy, a resume_id
+    lookup_key: str | None = None

@@ -1,0 +1,87 @@
+"""Worker threads for sync effect handlers: daemons, reused while idle, as many as the limit allows.
+
+Not anyio's and not the executor's: both are joined when the interpreter exits, so a handler that blocks, or a runtime
+that nobody closed, would keep the process alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Any
+
+_Job = tuple[Callable[[], Any], asyncio.Future[Any]]
+
+
+class WorkerThreads:
+    """A pool of at most `limit` daemon threads; further calls wait their turn in order."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._busy = 0
+        self._idle: deque[SimpleQueue[_Job]] = deque()
+        self._waiting: deque[_Job] = deque()
+        self._lock = threading.Lock()
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run `function(*args)` in a thread, in a copy of the caller's context, and return what it returns.
+
+        A cancelled caller is let go at once; the thread, which nobody can stop, ends by itself and its result is
+        dropped.
+        """
+        context = copy_context()
+        future = asyncio.get_running_loop().create_future()
+        self._submit((lambda: context.run(function, *args), future))
+        return await future
+
+    def _submit(self, job: _Job) -> None:
+        with self._lock:
+            if self._idle:
+                self._idle.pop().put(job)
+            elif self._busy >= self._limit:
+                self._waiting.append(job)
+                return
+            else:
+                box: SimpleQueue[_Job] = SimpleQueue()
+                box.put(job)
+                threading.Thread(target=self._work, args=(box,), name="abstractruntime-worker", daemon=True).start()
+            self._busy += 1
+
+    def _work(self, box: SimpleQueue[_Job]) -> None:
+        while True:
+            job: _Job | None = box.get()
+            while job is not None:
+                self._do(*job)
+                with self._lock:
+                    job = self._waiting.popleft() if self._waiting else None
+                    if job is None:
+                        self._busy -= 1
+                        self._idle.append(box)
+
+    @staticmethod
+    def _do(function: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        if future.cancelled():
+            return
+        try:
+            result, error = function(), None
+        except BaseException as raised:  # a boundary: it is raised again where it is awaited
+            result, error = None, raised
+        try:
+            future.get_loop().call_soon_threadsafe(_deliver, future, result, error)
+        except RuntimeError:  # the loop was closed; nobody waits
+            return
+
+
+def _deliver(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    elif isinstance(error, StopIteration):  # a future cannot carry it
+        future.set_exception(RuntimeError(f"StopIteration left a handler: {error}"))
+    else:
+        future.set_exception(error)

@@ -1,0 +1,1 @@
+"""Effect handlers: the built-in ones, and how a host's are adapted."""

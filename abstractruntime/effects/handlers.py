@@ -1,0 +1,110 @@
+"""One shape for every effect handler, decided once at registration, and one border for what handlers return."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..core.clock import iso, parse_instant
+from ..core.errors import UnsafeValue
+from ..core.models import WaitState
+from ..core.outcomes import EffectCall, EffectOutcome
+from ..core.secrets import admit, scrub
+from ..core.threads import WorkerThreads
+
+_STATUSES = ("completed", "waiting", "failed", "cancelled")
+
+
+class Handler(Struct, frozen=True):
+    """A handler ready to be awaited. `inside` ones touch nothing outside the store and need no promise."""
+
+    run: Callable[[EffectCall], Awaitable[Any]]
+    inside: bool = False
+
+
+def adapt(function: Callable[..., Any], threads: WorkerThreads) -> Handler:
+    """Make a user's handler awaitable: see `core.outcomes` for the four forms. Raises TypeError for none of them."""
+    arguments = _arguments_of(function)
+    if _is_async(function):
+
+        async def call_async(call: EffectCall) -> Any:
+            return await function(*arguments(call))
+
+        return Handler(call_async)
+
+    async def call_sync(call: EffectCall) -> Any:
+        result = await threads.run(function, *arguments(call))
+        return await result if inspect.isawaitable(result) else result
+
+    return Handler(call_sync)
+
+
+def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> EffectOutcome:
+    """What a handler returned as an outcome that may be persisted; what is none becomes a clear failure."""
+    status = getattr(value, "status", None)
+    if status not in _STATUSES:
+        found = f"status {status!r}" if status is not None else f"a {type(value).__name__}"
+        return _refused(f"expected an EffectOutcome with one of the statuses {', '.join(_STATUSES)}; found {found}")
+    try:
+        if type(value) is EffectOutcome and status == "completed" and not (hidden or value.changes or value.requests):
+            result = admit(value.result, "result")
+            return value if result is value.result else replace(value, result=result)
+        return EffectOutcome(
+            status=status,
+            result=admit(scrub(getattr(value, "result", None), hidden), "result"),
+            wait=_checked_wait(getattr(value, "wait", None), nodes) if status == "waiting" else None,
+            error=_text(scrub(getattr(value, "error", None), hidden)),
+            retryable=getattr(value, "retryable", True) is not False,
+            changes=tuple(
+                replace(change, value=admit(scrub(change.value, hidden), f"changes[{index}]"))
+                for index, change in enumerate(getattr(value, "changes", ()))
+            ),
+            requests=tuple(getattr(value, "requests", ())),
+        )
+    except (UnsafeValue, ValueError) as error:
+        return _refused(str(error))
+
+
+def _refused(why: str) -> EffectOutcome:
+    return EffectOutcome.failed(f"The effect handler's outcome was refused: {why}", retryable=False)
+
+
+def _text(error: Any) -> str | None:
+    return None if error is None else str(error).encode("utf-8", "backslashreplace").decode()
+
+
+def _checked_wait(wait: Any, nodes: Collection[str]) -> WaitState:
+    if not isinstance(wait, WaitState):
+        raise ValueError(f"a waiting outcome needs a WaitState in .wait; found {type(wait).__name__}")
+    if wait.resume_to_node is not None and wait.resume_to_node not in nodes:
+        raise ValueError(f"resume_to_node {wait.resume_to_node!r} is no node of the workflow")
+    until = None if wait.until is None else iso(parse_instant(wait.until))
+    return replace(wait, until=until, details=admit(wait.details, "wait.details"), choices=admit(wait.choices, "choices"))
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - an object whose __call__ is async
+
+
+def _arguments_of(function: Callable[..., Any]) -> Callable[[EffectCall], tuple[Any, ...]]:
+    kinds = inspect.Parameter
+    parameters = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD, kinds.VAR_POSITIONAL)
+    ]
+    required = [parameter for parameter in parameters if parameter.default is kinds.empty]
+    wants_call = any("EffectCall" in str(parameter.annotation) or parameter.name == "call" for parameter in required)
+    if any(parameter.kind is kinds.VAR_POSITIONAL for parameter in parameters) or len(parameters) >= 3:
+        return lambda call: (call.run, call.effect, call.next_node)
+    if len(parameters) == 1 or (wants_call and len(required) == 1):
+        return lambda call: (call,)
+    if len(parameters) == 2:
+        return lambda call: (call.run, call.effect)
+    raise TypeError(
+        f"{function!r} is no effect handler: expected (call), (run, effect) or (run, effect, default_next_node)"
+    )

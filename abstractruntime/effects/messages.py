@@ -1,0 +1,21 @@
+"""ANSWER_USER: a message for whoever watches the run; nothing waits."""
+
+from __future__ import annotations
+
+from ..core.outcomes import EffectCall, EffectOutcome
+
+_LEVELS = {"warn": "warning", "warning": "warning", "error": "error"}
+
+
+def answer_user(call: EffectCall) -> EffectOutcome:
+    """Say something to the user.
+
+    Payload: `message` (or `text`, or `content`), `level`. Result: `{"message", "level"}`, where level is message,
+    warning or error. It reaches the host through the ledger.
+    """
+    payload = call.payload
+    message = next((payload[key] for key in ("message", "text", "content") if payload.get(key) is not None), None)
+    if message is None:
+        return EffectOutcome.failed("answer_user requires payload.message", retryable=False)
+    level = _LEVELS.get(str(payload.get("level") or "").strip().lower(), "message")
+    return EffectOutcome.completed({"message": str(message), "level": level})

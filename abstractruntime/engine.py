@@ -1,0 +1,248 @@
+"""The engine: asks the kernel what a run needs next and does it, until the run rests or the steps are used up.
+
+`tick` is one `match` over `next_move`; all that it calls is a straight line that ends in a commit. What was only
+computed is dropped on a conflict, and the run is read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from msgspec.structs import replace
+
+from .core import kernel, portal
+from .core.clock import Clock, parse_instant
+from .core.codec import json_safe
+from .core.errors import (
+    AbstractRuntimeError,
+    InvalidPlan,
+    ReentrantTick,
+    RevisionConflict,
+    StoreError,
+    UnknownNode,
+)
+from .core.journal import Journal
+from .core.leases import Leases
+from .core.models import TERMINAL, Commit, Effect, Request, RunState, StepPlan
+from .core.secrets import admit
+from .core.spec import WorkflowSpec, follow
+from .core.typed import typed_view, untyped
+from .performer import Performer
+
+log = logging.getLogger("abstractruntime")
+
+#: the runs that the calls around us are inside of
+_inside: ContextVar[frozenset[str]] = ContextVar("abstractruntime_inside", default=frozenset())
+portal.carry(_inside)
+
+#: what an outside action makes of the run as it is now; None leaves it as it is
+Action = Callable[[RunState, kernel.Stamp], Commit | None]
+
+
+class Engine:
+    """Moves runs. One per runtime."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        leases: Leases,
+        performer: Performer,
+        clock: Clock,
+        context: Any,
+        max_inline_backoff: float,
+        attach: dict[str, Any],
+    ) -> None:
+        self._journal, self._leases, self._performer, self._clock = journal, leases, performer, clock
+        self._context, self._max_inline_backoff = context, max_inline_backoff
+        #: attributes that nodes find on the run they are given
+        self.attach = attach
+        self._turns: dict[str, _Turn] = {}
+        self._ticks: set[asyncio.Task[Any]] = set()
+
+    async def tick(self, workflow: WorkflowSpec[Any], run_id: str, max_steps: int) -> RunState:
+        """Move the run until it rests or `max_steps` nodes have run; a second tick here waits for the first."""
+        async with self._turn(run_id):
+            while True:
+                loaded = await self._journal.load(run_id)
+                run = loaded.run
+                try:
+                    run = await self._adopt(workflow, run)
+                    return await self._go(workflow, run, loaded.requests, max_steps)
+                except _Moved as moved:
+                    max_steps = moved.steps_left
+
+    async def change(self, run_id: str, action: Action, workflow: WorkflowSpec[Any] | None = None) -> RunState:
+        """Do something to a run from outside; on a conflict the action decides again on what is there then."""
+        while True:
+            loaded = await self._journal.load(run_id)
+            run = loaded.run
+            try:
+                if workflow is not None:
+                    run = await self._adopt(workflow, run)
+                if loaded.requests:
+                    run = await self._journal.commit(kernel.answer(run, loaded.requests, self._performer.stamp()))
+                commit = action(run, self._performer.stamp())
+                return run if commit is None else await self._journal.commit(commit)
+            except RevisionConflict:
+                continue
+
+    async def stop(self) -> None:
+        """Cancel the ticks under way here; each carries its commit through and hands its effect back."""
+        ticks = [task for task in self._ticks if task is not asyncio.current_task() and not task.done()]
+        for task in ticks:
+            task.cancel()
+        if ticks:
+            await asyncio.wait(ticks)
+
+    async def _go(
+        self, workflow: WorkflowSpec[Any], run: RunState, requests: tuple[Request, ...], steps_left: int
+    ) -> RunState:
+        try:
+            while steps_left > 0:
+                intent = run.intent
+                held = intent is not None and intent.token is not None and await self._leases.is_held(run)
+                stamp = self._performer.stamp()
+                match kernel.next_move(run, now=stamp.at, requests=requests, held=held):
+                    case kernel.Ask():
+                        steps_left -= 1
+                        run = await self._step(workflow, run, stamp)
+                    case kernel.Perform(lost=lost):
+                        steps_left -= 1
+                        run = await self._performer.recover(run, lost=lost, nodes=workflow.nodes)
+                    case kernel.Wake():
+                        run = await self._journal.commit(kernel.expire(run, stamp))
+                    case kernel.Answer(requests=asked):
+                        run = await self._journal.commit(kernel.answer(run, asked, stamp))
+                        requests = ()
+                    case kernel.Later(due=due):
+                        pause = (parse_instant(due) - self._clock.now()).total_seconds()
+                        if pause > self._max_inline_backoff:
+                            return run
+                        await self._clock.sleep(max(0.0, pause))
+                        raise _Moved(steps_left)  # it may have been cancelled meanwhile
+                    case kernel.Rest() | kernel.Busy():
+                        return run
+            return run
+        except RevisionConflict as conflict:
+            raise _Moved(steps_left) from conflict
+
+    async def _step(self, workflow: WorkflowSpec[Any], run: RunState, stamp: kernel.Stamp) -> RunState:
+        node_id = run.current_node
+        try:
+            plan, run, stamp = await self._ask(workflow, run, stamp)
+        except Exception as error:  # a boundary: what a node raises belongs to the caller, the ledger says so too
+            await self._note_failure(run.run_id, node_id, error)
+            raise
+        if plan.complete_output is not None:
+            return await self._journal.commit(kernel.complete(run, plan, stamp))
+        if plan.effect is None:
+            return await self._journal.commit(kernel.move(run, plan, stamp))
+        return await self._performer.start(run, plan, stamp, workflow.nodes)
+
+    async def _ask(
+        self, workflow: WorkflowSpec[Any], run: RunState, stamp: kernel.Stamp
+    ) -> tuple[StepPlan, RunState, kernel.Stamp]:
+        """Ask the node; returns its plan, the run with what the node changed in vars, and the stamp of the step."""
+        node = workflow.get_node(run.current_node)
+        view = run.__copy__() if workflow.state is None else typed_view(workflow, run)
+        view.__dict__.update(self.attach, _runtime_run_id=run.run_id, _runtime_session_id=run.session_id)
+        seq = kernel.seq_of(run.vars)
+        plan = await portal.here(node, view, self._context)
+        if type(plan) is not StepPlan and inspect.isawaitable(plan):
+            plan = await plan
+            stamp = self._performer.stamp()  # an async node takes its time
+        vars = view.vars if workflow.state is None else untyped(workflow, view)
+        if not isinstance(vars, dict):
+            raise InvalidPlan(f"Node {run.current_node!r} left run.vars as {type(vars).__name__}; expected a dict.")
+        changed = run.__copy__()
+        changed.vars = kernel.restore_seq(admit(vars, "vars"), seq)
+        return _checked_plan(plan, workflow, run.current_node), changed, stamp
+
+    async def _note_failure(self, run_id: str, node_id: str, error: Exception) -> None:
+        error.add_note(f"raised at node {node_id!r} of run {run_id!r}")
+        text = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
+        try:
+            await self.change(
+                run_id,
+                lambda run, stamp: None if run.status in TERMINAL else kernel.node_failed(run, node_id, text, stamp),
+            )
+        except (StoreError, AbstractRuntimeError):
+            log.exception("Run %s: the failure of node %s could not be recorded", run_id, node_id)
+
+    async def _adopt(self, workflow: WorkflowSpec[Any], run: RunState) -> RunState:
+        """Check that the run can go on with this workflow; a followed change of the graph is committed first."""
+        changed = follow(workflow, run)
+        if changed is None:
+            return run
+        stamp = self._performer.stamp()
+        return await self._journal.commit(kernel.adopt(run, workflow.fingerprint, workflow.version, stamp))
+
+    @asynccontextmanager
+    async def _turn(self, run_id: str) -> AsyncIterator[None]:
+        inside = _inside.get()
+        if run_id in inside:
+            raise ReentrantTick(
+                f"Run {run_id!r} was ticked from inside itself. Return a StepPlan instead, or tick it from outside."
+            )
+        turn = self._turns.setdefault(run_id, _Turn())
+        turn.users += 1
+        try:
+            async with turn.lock:
+                token = _inside.set(inside | {run_id})
+                task = asyncio.current_task()
+                assert task is not None
+                self._ticks.add(task)
+                try:
+                    yield
+                finally:
+                    self._ticks.discard(task)
+                    _inside.reset(token)
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[run_id]
+
+
+class _Turn:
+    """The turn of one run in this process, and how many ticks want it."""
+
+    __slots__ = ("lock", "users")
+
+    def __init__(self) -> None:
+        self.lock, self.users = asyncio.Lock(), 0
+
+
+class _Moved(Exception):
+    """The run is not where this tick thought: read it again."""
+
+    def __init__(self, steps_left: int) -> None:
+        self.steps_left = steps_left
+
+
+def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> StepPlan:
+    where = f"Node {node_id!r} of workflow {workflow.workflow_id!r}"
+    if not isinstance(plan, StepPlan):
+        raise InvalidPlan(f"{where} returned a {type(plan).__name__}; expected a StepPlan.")
+    if plan.complete_output is not None:
+        return StepPlan(plan.node_id, complete_output=admit(plan.complete_output, f"{where}: complete_output"))
+    if plan.effect is None and not plan.next_node:
+        raise InvalidPlan(f"{where} returned no effect and no next_node; it must say where the run goes or ends.")
+    if plan.effect is not None and (not isinstance(plan.effect, Effect) or not isinstance(plan.effect.payload, dict)):
+        raise InvalidPlan(f"{where} returned an effect that is no Effect with a dict payload: {plan.effect!r:.200}")
+    if plan.next_node:
+        if plan.next_node not in workflow.nodes:
+            raise UnknownNode(f"{where} goes on to {plan.next_node!r}, which is no node of the workflow.")
+        if workflow.edges is not None and plan.next_node not in workflow.edges.get(node_id, ()):
+            raise InvalidPlan(f"{where} goes on to {plan.next_node!r}, but declares no such edge.")
+    if plan.effect is not None:
+        payload = json_safe(plan.effect.payload, f"{where}: payload of {plan.effect.type}")
+        if payload is not plan.effect.payload:
+            return replace(plan, effect=replace(plan.effect, payload=payload))
+    return plan

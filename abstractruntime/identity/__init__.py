@@ -1,0 +1,5 @@
+"""Identity of actors."""
+
+from .fingerprint import ActorFingerprint
+
+__all__ = ["ActorFingerprint"]

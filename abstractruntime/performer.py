@@ -1,0 +1,250 @@
+"""Effects from promise to settlement: the straight lines below `tick` that touch the world outside.
+
+An inside effect is one commit. An outside effect is promised (the intent is durable and claimed), performed, and
+settled. An outcome is never dropped: a conflict at the settle reloads the run and settles again while the run still
+holds this very claim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+from typing import Any
+
+import anyio
+from msgspec.structs import replace
+
+from .core import kernel, portal
+from .core.clock import Clock, iso
+from .core.codec import copy_of_run
+from .core.errors import RevisionConflict, SecretUnavailable
+from .core.journal import Journal
+from .core.leases import Flight, Leases
+from .core.models import TERMINAL, Effect, Intent, RunState, StepPlan, StepRecord, StepStatus
+from .core.outcomes import CancelSignal, EffectCall, EffectOutcome
+from .core.policy import EffectPolicy, has_default_keys, unknown_rule
+from .core.secrets import Secrets, redact, reveal
+from .core.shielding import finish
+from .effects.handlers import Handler, checked_outcome
+
+log = logging.getLogger("abstractruntime")
+
+#: seconds that a cancelled tick may take to hand its effect back
+_HAND_BACK_WITHIN = 10.0
+
+
+class Performer:
+    """Performs the effects of one runtime's runs."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        leases: Leases,
+        clock: Clock,
+        handlers: Mapping[str, Handler],
+        policy: EffectPolicy,
+        secrets: Secrets | None,
+    ) -> None:
+        self._journal, self._leases, self._clock = journal, leases, clock
+        self._handlers, self._secrets = handlers, secrets
+        self.policy = policy
+        self._atomic = journal.backend.atomic
+
+    def stamp(self) -> kernel.Stamp:
+        """The present instant and a fresh commit id."""
+        return kernel.Stamp(iso(self._clock.now()), self._leases.next_id())
+
+    async def start(
+        self, run: RunState, plan: StepPlan, stamp: kernel.Stamp, nodes: Collection[str]
+    ) -> RunState:
+        """Do what a node asked for. `run.vars` hold the node's changes, admitted; they land with the first commit."""
+        assert plan.effect is not None
+        effect, raw = plan.effect, plan.effect.payload
+        payload = redact(raw)
+        if payload is not raw:
+            effect = replace(effect, payload=payload)
+        key, reusable = await self._key(run, plan, effect)
+        intent = kernel.intent_of(run, plan, effect, key, stamp)
+        if reusable:
+            found = await self._settled_before(run.run_id, key)
+            if found is not None:
+                return await self._journal.commit(kernel.reused(run, intent, found, stamp))
+        handler = self._handlers.get(effect.type)
+        if handler is not None and not handler.inside:
+            await self._leases.ensure()
+            with self._leases.flight(run.run_id, stamp.id) as flight:
+                return await self._perform(
+                    kernel.promise(run, intent, self._leases.owner, stamp), handler, flight, raw, nodes, reusable
+                )
+        if handler is None:
+            outcome = EffectOutcome.failed(f"No effect handler registered for {effect.type}", retryable=False)
+        else:
+            call = self._call(run, intent, raw, CancelSignal(), stamp.at)
+            outcome = await self._outcome(handler, call, nodes, [])
+        lookup_key = key if reusable and outcome.status == "completed" else None
+        return await self._journal.commit(kernel.inside(run, intent, outcome, stamp, lookup_key=lookup_key))
+
+    async def recover(self, run: RunState, *, lost: bool, nodes: Collection[str]) -> RunState:
+        """Perform a promised effect that nobody performs: a due retry, one handed back, one whose performer died."""
+        assert run.intent is not None
+        effect = run.intent.effect
+        if lost:
+            rule = unknown_rule(self.policy, effect)
+            log.warning("Run %s: the performer of %s died; rule: %s", run.run_id, run.intent.step_id, rule)
+            if rule == "fail":
+                return await self._journal.commit(kernel.lost(run, self.stamp()))
+            if rule == "ask":
+                return await self._journal.commit(kernel.ask_unknown(run, self.stamp()))
+        if not self._atomic:  # the end may be in the ledger although the state never heard of it
+            found = await self._settled_before(run.run_id, run.intent.key)
+            if found is not None:
+                return await self._journal.commit(kernel.reused(run, run.intent, found, self.stamp()))
+        handler = self._handlers.get(effect.type)
+        if handler is None:
+            outcome = EffectOutcome.failed(f"No effect handler registered for {effect.type}", retryable=False)
+            return await self._journal.commit(kernel.settle(run, outcome, self.stamp()))
+        await self._leases.ensure()
+        stamp = self.stamp()
+        with self._leases.flight(run.run_id, stamp.id) as flight:
+            claim = kernel.claim(run, self._leases.owner, stamp)
+            reusable = not (self._atomic and has_default_keys(self.policy))
+            return await self._perform(claim, handler, flight, None, nodes, reusable)
+
+    async def _perform(
+        self,
+        claim: Any,
+        handler: Handler,
+        flight: Flight,
+        raw: dict[str, Any] | None,
+        nodes: Collection[str],
+        reusable: bool,
+    ) -> RunState:
+        try:
+            run = await self._journal.commit(claim)
+            intent = run.intent
+            assert intent is not None
+            outcome = await self._outcome_in_flight(run, intent, handler, flight, raw, nodes)
+            return await self._settle(run, intent, outcome, reusable)
+        except asyncio.CancelledError:
+            flight.signal.set()
+            await finish(self._hand_back(flight), within=_HAND_BACK_WITHIN)
+            raise
+
+    async def _outcome_in_flight(
+        self,
+        run: RunState,
+        intent: Intent,
+        handler: Handler,
+        flight: Flight,
+        raw: dict[str, Any] | None,
+        nodes: Collection[str],
+    ) -> EffectOutcome:
+        try:
+            payload, hidden = reveal(intent.effect.payload, raw, self._secrets)
+        except SecretUnavailable as error:
+            return EffectOutcome.failed(str(error), retryable=False)
+        call = self._call(copy_of_run(run), intent, payload, flight.signal, intent.started_at)
+        outcome = EffectOutcome.cancelled()
+        with anyio.CancelScope() as flight.scope:
+            if flight.signal.is_set():
+                flight.scope.cancel()
+            outcome = await self._outcome(handler, call, nodes, hidden)
+        return outcome
+
+    async def _outcome(
+        self, handler: Handler, call: EffectCall, nodes: Collection[str], hidden: list[str]
+    ) -> EffectOutcome:
+        try:
+            value = await handler.run(call)
+        except Exception as error:  # a boundary: what a handler raises is the effect's failure
+            log.info("The handler of %s raised", call.effect.type, exc_info=error if not hidden else None)
+            text = str(error) or type(error).__name__
+            value = EffectOutcome.failed(f"Effect handler raised exception: {text}")
+        return checked_outcome(value, nodes, hidden)
+
+    async def _settle(self, run: RunState, intent: Intent, outcome: EffectOutcome, reusable: bool) -> RunState:
+        lookup_key = intent.key if reusable and outcome.status == "completed" else None
+        pause = self._retry_pause(intent, outcome)
+        while True:
+            stamp = self.stamp()
+            try:
+                if pause is None:
+                    return await self._journal.commit(kernel.settle(run, outcome, stamp, lookup_key=lookup_key))
+                due = iso(self._clock.now() + timedelta(seconds=pause))
+                return await self._journal.commit(kernel.retry(run, outcome, due, stamp))
+            except RevisionConflict:
+                loaded = await self._journal.load(run.run_id)
+                run = loaded.run
+                if run.intent is None or run.intent.token != intent.token:
+                    return await self._too_late(run, intent, outcome)
+                if loaded.requests:
+                    run = await self._answered(run, loaded.requests) or run
+                    if run.intent is None:
+                        return await self._too_late(run, intent, outcome)
+
+    async def _answered(self, run: RunState, requests: Any) -> RunState | None:
+        try:
+            return await self._journal.commit(kernel.answer(run, requests, self.stamp()))
+        except RevisionConflict:
+            return None  # the settle finds out the same and reloads
+
+    async def _too_late(self, run: RunState, intent: Intent, outcome: EffectOutcome) -> RunState:
+        """The claim is gone. Withdrawn: journal what came late. Held by another: it is theirs to end."""
+        while run.intent is None and run.status in TERMINAL and outcome.status != "cancelled":
+            try:
+                return await self._journal.commit(kernel.late(run, intent, outcome, self.stamp()))
+            except RevisionConflict:
+                run = (await self._journal.load(run.run_id)).run
+        if run.status not in TERMINAL:
+            log.warning("Run %s: step %s was taken over; its outcome is dropped", run.run_id, intent.step_id)
+        return run
+
+    async def _hand_back(self, flight: Flight) -> None:
+        while True:
+            run = (await self._journal.load(flight.run_id)).run
+            if run.intent is None or run.intent.token != flight.token:
+                return
+            try:
+                await self._journal.commit(kernel.hand_back(run, self.stamp()))
+                return
+            except RevisionConflict:
+                continue
+
+    async def _key(self, run: RunState, plan: StepPlan, effect: Effect) -> tuple[str, bool]:
+        """The effect's key, and whether another step may have had the same."""
+        policy = self.policy
+        if has_default_keys(policy):
+            return policy.idempotency_key(run=run, node_id=plan.node_id, effect=effect), not self._atomic
+        return await portal.here(lambda: policy.idempotency_key(run=run, node_id=plan.node_id, effect=effect)), True
+
+    async def _settled_before(self, run_id: str, key: str) -> StepRecord | None:
+        found = await self._journal.backend.find(run_id, key)
+        matching = [r for r in found if r.idempotency_key == key and r.status is StepStatus.COMPLETED and r.effect]
+        return matching[0] if matching else None
+
+    def _retry_pause(self, intent: Intent, outcome: EffectOutcome) -> float | None:
+        """Seconds until the next attempt, or None when there is none."""
+        failures = intent.failures + 1
+        if outcome.status != "failed" or not outcome.retryable:
+            return None
+        if failures >= self.policy.max_attempts(intent.effect):
+            return None
+        return max(0.0, self.policy.backoff_seconds(effect=intent.effect, attempt=failures))
+
+    def _call(
+        self, run: RunState, intent: Intent, payload: dict[str, Any], signal: CancelSignal, now: str
+    ) -> EffectCall:
+        return EffectCall(
+            run=run,
+            effect=replace(intent.effect, payload=payload),
+            node_id=intent.node_id,
+            next_node=intent.next_node,
+            step_id=intent.step_id,
+            key=intent.key,
+            attempt=intent.attempt,
+            now=now,
+            cancelled=signal,
+        )

@@ -1,0 +1,390 @@
+"""`AsyncRuntime`: starts runs, moves them, and lets the outside world answer, cancel and watch them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from .core import kernel
+from .core.backend import Backend
+from .core.clock import SYSTEM_CLOCK, Clock
+from .core.codec import digest, record_dict
+from .core.config import LimitWarning, RuntimeConfig, apply_limit_updates, limit_status, limit_warnings
+from .core.errors import RevisionConflict, RunIdentityConflict, StaleResumeError
+from .core.ids import check_run_id
+from .core.journal import Journal, LedgerCallback
+from .core.leases import Leases
+from .core.models import Commit, RunState, RunStatus
+from .core.policy import DefaultEffectPolicy, EffectPolicy
+from .core.secrets import Secrets, admit
+from .core.spec import DefaultRunContext, RunContext, WorkflowSpec
+from .core.threads import WorkerThreads
+from .core.traces import node_traces
+from .core.typed import check_vars
+from .core.vars import ensure_limits
+from .effects.builtin import builtin_handlers
+from .effects.handlers import adapt
+from .engine import Engine
+from .performer import Performer
+from .storage.user_pair import join_stores
+
+#: sync effect handlers that one runtime runs at the same time
+MAX_HANDLER_THREADS = 64
+
+#: what makes two starts under one run_id the same, beside their vars
+_IDENTITY = ("workflow_id", "actor_id", "session_id", "parent_run_id")
+
+#: how far `run()` drives in one tick
+_RUN_STEPS = 1000
+
+
+class AsyncRuntime:
+    """Runs workflows durably on an event loop.
+
+    Every step of a run is one atomic commit of its state and its ledger; a run that waits costs nothing; any process
+    with the same stores goes on where another stopped.
+
+    Args:
+        run_store, ledger_store: a pair of stores; async ones and their sync twins are both accepted.
+        effect_handlers: handlers of host effects by type, sync or async (see `core.outcomes`); they override ours.
+        context: what nodes get as `ctx`; by default an object with `now_iso()`.
+        effect_policy: retries, idempotency keys, and what to do with an effect whose performer died.
+        config: limits and model facts that new runs are seeded with.
+        secrets: resolves `{"$secret": name}` in payloads when an effect is performed.
+        clock: time; give your own in tests.
+        lease_seconds: how long a claim on an effect outlives a process that stops responding.
+        max_inline_backoff: the longest pause between attempts, in seconds, that `tick` waits out itself.
+
+    >>> async with AsyncRuntime(run_store=runs, ledger_store=ledger) as rt:
+    ...     state = await rt.run(workflow, vars={"task": "sum up"})
+    """
+
+    def __init__(
+        self,
+        *,
+        run_store: Any,
+        ledger_store: Any,
+        effect_handlers: Mapping[str, Callable[..., Any]] | None = None,
+        context: Any = None,
+        workflow_registry: Any = None,
+        artifact_store: Any = None,
+        effect_policy: EffectPolicy | None = None,
+        config: RuntimeConfig | None = None,
+        secrets: Secrets | None = None,
+        clock: Clock | None = None,
+        lease_seconds: float = 30.0,
+        max_inline_backoff: float = 1.0,
+    ) -> None:
+        self._run_store, self._ledger_store = run_store, ledger_store
+        self._clock = clock or SYSTEM_CLOCK
+        self._ctx: RunContext = context if context is not None else DefaultRunContext(self._clock)
+        self._workflow_registry, self._config = workflow_registry, config or RuntimeConfig()
+        threads = WorkerThreads(MAX_HANDLER_THREADS)
+        self._backend: Backend = join_stores(run_store, ledger_store)
+        self._journal = Journal(self._backend, self._clock)
+        self._leases = Leases(self._backend, self._clock, lease_seconds)
+        handlers = builtin_handlers(self._load_other)
+        handlers |= {str(kind): adapt(handler, threads) for kind, handler in (effect_handlers or {}).items()}
+        self._performer = Performer(
+            journal=self._journal,
+            leases=self._leases,
+            clock=self._clock,
+            handlers=handlers,
+            policy=effect_policy or DefaultEffectPolicy(),
+            secrets=secrets,
+        )
+        self._engine = Engine(
+            journal=self._journal,
+            leases=self._leases,
+            performer=self._performer,
+            clock=self._clock,
+            context=self._ctx,
+            max_inline_backoff=max_inline_backoff,
+            attach={"_runtime_run_store": run_store, "_runtime_artifact_store": artifact_store},
+        )
+
+    async def __aenter__(self) -> AsyncRuntime:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Hand back the effects in flight and give up the lease. The stores stay open: they are yours."""
+        await self._engine.stop()
+        await self._leases.close()
+
+    # -- what it was built from
+
+    @property
+    def run_store(self) -> Any:
+        """The run store as given."""
+        return self._run_store
+
+    @property
+    def ledger_store(self) -> Any:
+        """The ledger store as given."""
+        return self._ledger_store
+
+    @property
+    def workflow_registry(self) -> Any:
+        """The registry as given; anything with `get(workflow_id)`."""
+        return self._workflow_registry
+
+    @property
+    def artifact_store(self) -> Any:
+        """The artifact store as given; nodes find it as `run._runtime_artifact_store`."""
+        return self._engine.attach["_runtime_artifact_store"]
+
+    @property
+    def effect_policy(self) -> EffectPolicy:
+        """The policy in force."""
+        return self._performer.policy
+
+    @property
+    def config(self) -> RuntimeConfig:
+        """The configuration that new runs are seeded with."""
+        return self._config
+
+    def set_workflow_registry(self, registry: Any) -> None:
+        """Replace the registry."""
+        self._workflow_registry = registry
+
+    def set_artifact_store(self, store: Any) -> None:
+        """Replace the artifact store."""
+        self._engine.attach["_runtime_artifact_store"] = store
+
+    def set_effect_policy(self, policy: EffectPolicy) -> None:
+        """Replace the policy, from the next effect on."""
+        self._performer.policy = policy
+
+    # -- moving runs
+
+    async def start(
+        self,
+        *,
+        workflow: WorkflowSpec[Any],
+        vars: dict[str, Any] | None = None,
+        actor_id: str | None = None,
+        session_id: str | None = None,
+        parent_run_id: str | None = None,
+        run_id: str | None = None,
+    ) -> str:
+        """Create a run at the workflow's entry node and return its id. Nothing is executed yet.
+
+        With a `run_id` of your own, starting twice with the same arguments returns the same run, unchanged; other
+        arguments raise `RunIdentityConflict`. Raises `UnsafeValue` for vars that JSON cannot carry, `InvalidId`.
+        """
+        given = {} if vars is None else vars
+        if not isinstance(given, dict):
+            raise TypeError(f"vars must be a dict, found {type(given).__name__}")
+        clean: dict[str, Any] = admit(dict(given), "vars")
+        check_vars(workflow, clean)
+        run = RunState.new(
+            workflow_id=workflow.workflow_id,
+            entry_node=workflow.entry_node,
+            actor_id=actor_id,
+            session_id=session_id,
+            parent_run_id=parent_run_id,
+            vars=self._seeded(clean),
+            run_id=None if run_id is None else check_run_id(run_id),
+        )
+        run.fingerprint, run.workflow_version = workflow.fingerprint, workflow.version
+        if run_id is not None:
+            run.identity = _identity(run, clean)
+        try:
+            await self._journal.commit(kernel.create(run, self._performer.stamp()))
+        except RevisionConflict:
+            found = (await self._journal.load(run.run_id)).run
+            if found.identity != run.identity:
+                raise RunIdentityConflict(run.run_id, _difference(found, run)) from None
+        return run.run_id
+
+    async def tick(self, *, workflow: WorkflowSpec[Any], run_id: str, max_steps: int = 100) -> RunState:
+        """Move the run until it waits, ends, is paused, is busy elsewhere, or `max_steps` nodes have run.
+
+        Raises `UnknownRun` (a KeyError), `WorkflowMismatch` and `WorkflowChanged` (ValueErrors), and whatever a node
+        raises: the run then stays where it was and the ledger has a FAILED record. A second tick of the same run in
+        this process waits for the first. When the awaiting task is cancelled, a queued commit is carried through, the
+        effect in flight is cancelled and handed back.
+        """
+        return await self._engine.tick(workflow, run_id, max_steps)
+
+    async def run(
+        self,
+        workflow: WorkflowSpec[Any],
+        *,
+        vars: dict[str, Any] | None = None,
+        actor_id: str | None = None,
+        session_id: str | None = None,
+        run_id: str | None = None,
+    ) -> RunState:
+        """Start a run and drive it to a rest: it waits, has ended, or its next attempt is due later."""
+        started = await self.start(
+            workflow=workflow, vars=vars, actor_id=actor_id, session_id=session_id, run_id=run_id
+        )
+        before = -1
+        while True:
+            state = await self.tick(workflow=workflow, run_id=started, max_steps=_RUN_STEPS)
+            if state.status is not RunStatus.RUNNING or state.revision == before:
+                return state
+            before = state.revision
+
+    async def resume(
+        self,
+        *,
+        workflow: WorkflowSpec[Any],
+        run_id: str,
+        wait_key: str | None,
+        payload: Any,
+        max_steps: int = 100,
+        resume_id: str | None = None,
+        actor_id: str | None = None,
+    ) -> RunState:
+        """Answer what the run waits for and move it on, as `tick` does; `max_steps=0` only commits the answer.
+
+        `wait_key=None` answers whatever waits. With a `resume_id`, the same answer given twice counts once. `actor_id`
+        is kept in the record. Raises `StaleResumeError` (a ValueError) when the run does not wait for this,
+        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`.
+        """
+        answer = admit(payload, "payload")
+        lookup_key = None if resume_id is None else f"resume:{resume_id}"
+
+        def act(run: RunState, stamp: kernel.Stamp) -> Commit:
+            wait = kernel.wait_of(run, wait_key)
+            kernel.check_answer(wait, answer)
+            if run.intent is not None and (wait.details or {}).get("kind") == kernel.UNKNOWN_OUTCOME:
+                return kernel.decide_unknown(run, answer, stamp, actor_id=actor_id)
+            return kernel.resume(run, wait_key, answer, stamp, actor_id=actor_id, lookup_key=lookup_key)
+
+        if lookup_key is None or not await self._answered_before(run_id, lookup_key, wait_key, answer):
+            try:
+                state = await self._engine.change(run_id, act, workflow)
+            except StaleResumeError:
+                if lookup_key is None or not await self._answered_before(run_id, lookup_key, wait_key, answer):
+                    raise
+            else:
+                if max_steps <= 0:
+                    return state
+        return await self.tick(workflow=workflow, run_id=run_id, max_steps=max_steps)
+
+    async def cancel_run(self, run_id: str, *, reason: str | None = None, cancelled_by: str = "api") -> RunState:
+        """End the run as CANCELLED, also in the middle of an effect, whose handler is told to stop.
+
+        A run that has ended is returned unchanged. Raises `UnknownRun`.
+        """
+        state = await self._engine.change(
+            run_id, lambda run, stamp: kernel.cancel(run, reason, cancelled_by, stamp)
+        )
+        if state.status is RunStatus.CANCELLED:
+            self._leases.cancel_flight(run_id)
+        return state
+
+    async def pause_run(self, run_id: str, *, reason: str | None = None) -> RunState:
+        """Hold the run: nothing moves it until `resume_run`. An effect in flight still lands its result.
+
+        No change for a run that has ended, is held, or waits for a person. Raises `UnknownRun`.
+        """
+        return await self._engine.change(run_id, lambda run, stamp: kernel.pause(run, reason, stamp))
+
+    async def resume_run(self, run_id: str) -> RunState:
+        """Let a held run go on; it moves at its next tick. No change when it is not held. Raises `UnknownRun`."""
+        return await self._engine.change(run_id, kernel.unpause)
+
+    # -- looking at runs
+
+    async def get_state(self, run_id: str) -> RunState:
+        """A fresh copy of the run as stored. Raises `UnknownRun` (a KeyError)."""
+        return (await self._journal.load(run_id)).run
+
+    async def get_ledger(self, run_id: str) -> list[dict[str, Any]]:
+        """The run's records as dicts, oldest first; `[]` for an unknown run."""
+        return [record_dict(record) for record in await self._backend.records(run_id)]
+
+    def subscribe_ledger(self, callback: LedgerCallback, *, run_id: str | None = None) -> Callable[[], None]:
+        """Call `callback(record)` for every record this runtime makes durable; returns an idempotent unsubscribe.
+
+        The callback is sync and short; what it raises is logged. Raises TypeError for an async one.
+        """
+        if inspect.iscoroutinefunction(callback):
+            raise TypeError(f"{callback!r} is async; give a sync callback that hands the record to your own queue")
+        return self._journal.subscribe(callback, run_id)
+
+    async def get_node_traces(self, run_id: str) -> dict[str, Any]:
+        """The run's effects per node, `{node_id: {"node_id", "steps", "updated_at"}}`; `{}` for an unknown run."""
+        return node_traces(await self._backend.records(run_id))
+
+    async def get_node_trace(self, run_id: str, node_id: str) -> dict[str, Any]:
+        """The trace of one node; `{"node_id", "steps": []}` where there is none."""
+        traces = await self.get_node_traces(run_id)
+        trace: dict[str, Any] = traces.get(node_id, {"node_id": node_id, "steps": []})
+        return trace
+
+    # -- limits
+
+    async def get_limit_status(self, run_id: str) -> dict[str, Any]:
+        """Iterations, tokens and history beside their limits. Raises `UnknownRun`."""
+        return limit_status((await self.get_state(run_id)).vars.get("_limits"))
+
+    def check_limits(self, run_state: RunState) -> list[LimitWarning]:
+        """The limits that this state has come near to or exceeded."""
+        return limit_warnings(run_state.vars.get("_limits"))
+
+    async def update_limits(self, run_id: str, updates: dict[str, Any]) -> None:
+        """Write the documented limits among `updates`; others are ignored. Raises `UnknownRun`, `UnsafeValue`."""
+        clean = admit(updates, "updates")
+        await self._engine.change(
+            run_id,
+            lambda run, stamp: kernel.set_limits(run, apply_limit_updates(run.vars.get("_limits"), clean), stamp),
+        )
+
+    # -- inside
+
+    async def _load_other(self, run_id: str) -> RunState | None:
+        loaded = await self._backend.load(run_id)
+        return loaded and loaded.run
+
+    async def _answered_before(self, run_id: str, lookup_key: str, wait_key: str | None, answer: Any) -> bool:
+        for record in await self._backend.find(run_id, lookup_key):
+            if record.idempotency_key == lookup_key:
+                if kernel.same_answer(record, wait_key, answer):
+                    return True
+                raise StaleResumeError(
+                    f"resume_id {lookup_key.partition(':')[2]!r} of run {run_id!r} has delivered another answer; "
+                    "use a fresh resume_id for a fresh answer."
+                )
+        return False
+
+    def _seeded(self, vars: dict[str, Any]) -> dict[str, Any]:
+        """Vars as a run starts with them: `_limits` per key, `_runtime` with the model facts of the config."""
+        seeded = dict(vars)
+        ensure_limits(seeded, self._config.to_limits_dict())
+        runtime = seeded.get("_runtime")
+        runtime = dict(runtime) if isinstance(runtime, dict) else {}
+        for name, value in (("provider", self._config.provider), ("model", self._config.model)):
+            if value:
+                runtime.setdefault(name, value)
+        support = self._config.model_capabilities.get("tool_support")
+        if support is not None:
+            runtime.setdefault("tool_support", support)
+            runtime.setdefault("supports_native_tools", support == "native")
+        runtime.pop("effect_seq", None)  # the kernel's own counter starts anew
+        seeded["_runtime"] = runtime
+        return seeded
+
+
+def _identity(run: RunState, vars: dict[str, Any]) -> str:
+    """A digest of what start() was given."""
+    return digest({"vars": vars, **{name: getattr(run, name) for name in _IDENTITY}})
+
+
+def _difference(found: RunState, asked: RunState) -> str:
+    for name in _IDENTITY:
+        if getattr(found, name) != getattr(asked, name):
+            return f"{name} ({getattr(found, name)!r}, not {getattr(asked, name)!r})"
+    return "vars"
+

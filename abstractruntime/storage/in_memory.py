@@ -1,0 +1,355 @@
+"""Runs and ledgers in memory: for tests and for work that need not outlive the process.
+
+The same atomic commit, the same guards and the same bytes as every other backend, so what runs here runs anywhere.
+What is held is encoded: nothing handed out is aliased with it. The plain classes are the real ones, and thread-safe;
+the async ones stand around them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from ..core.codec import decode_records, decode_run, encode_records, encode_run, record_dict
+from ..core.errors import InvalidId, RevisionConflict
+from ..core.ids import new_id
+from ..core.journal import prepare_save
+from ..core.models import TERMINAL, Request, RunState, RunStatus, StepRecord, WaitReason
+from .base import (
+    Backend,
+    LedgerStore,
+    Loaded,
+    RunStore,
+    Write,
+    checked_limit,
+    due_first,
+    index_row,
+    is_own,
+    newest_first,
+    run_filter,
+)
+
+
+class _Row:
+    """One stored run: its bytes, the revision they hold and what was asked of it."""
+
+    __slots__ = ("commit_id", "data", "ended", "requests", "revision")
+
+    def __init__(self, data: bytes, run: RunState) -> None:
+        self.data, self.revision, self.commit_id = data, run.revision, run.commit_id
+        self.ended = run.status in TERMINAL
+        self.requests: tuple[Request, ...] = ()
+
+
+class InMemoryRunStore(RunStore):
+    """Checkpoints in memory. Thread-safe; `.aio` is the same store for async callers."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, _Row] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def aio(self) -> AsyncInMemoryRunStore:
+        """This store for async callers."""
+        return AsyncInMemoryRunStore(self)
+
+    def save(self, run: RunState, *, overwrite: bool = False) -> None:
+        """Insert an unknown run, or replace the stored one at the same revision and raise `run.revision` in place.
+
+        Raises `RevisionConflict` when the run moved on since it was loaded, unless `overwrite`; `UnsafeValue` for
+        what JSON cannot carry.
+        """
+        with self._lock:
+            write = prepare_save(self._loaded(run.run_id), run, overwrite=overwrite, commit_id=new_id())
+            self._put(write)
+        run.revision, run.commit_id = write.run.revision, write.run.commit_id
+
+    def create_if_absent(self, run: RunState) -> tuple[RunState, bool]:
+        """Insert the run unless its id is taken; the stored run, and whether it was inserted."""
+        with self._lock:
+            found = self._loaded(run.run_id)
+            if found is not None:
+                return found.run, False
+            self.save(run)
+            return run, True
+
+    def load(self, run_id: str) -> RunState | None:
+        """A fresh copy of the stored run, or None."""
+        with self._lock:
+            found = self._loaded(run_id)
+        return found.run if found else None
+
+    def delete(self, run_id: str) -> bool:
+        """Forget the run; whether there was one."""
+        with self._lock:
+            return self._rows.pop(run_id, None) is not None
+
+    def list_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        wait_reason: WaitReason | None = None,
+        workflow_id: str | None = None,
+        limit: int = 100,
+    ) -> list[RunState]:
+        """Matching runs, newest `updated_at` first."""
+        matches = run_filter(status=status, wait_reason=wait_reason, workflow_id=workflow_id)
+        return newest_first(filter(matches, self._all()))[: checked_limit(limit)]
+
+    def list_due_wait_until(self, *, now_iso: str, limit: int = 100) -> list[RunState]:
+        """Waiting runs, not paused, whose timer or deadline is at or before `now_iso`, earliest first."""
+        return due_first(self._all(), now_iso)[: checked_limit(limit)]
+
+    def list_children(self, *, parent_run_id: str, status: RunStatus | None = None) -> list[RunState]:
+        """Runs started by `parent_run_id`, oldest first."""
+        matches = run_filter(status=status)
+        return [run for run in self._all() if run.parent_run_id == parent_run_id and matches(run)]
+
+    def list_run_index(
+        self,
+        *,
+        status: RunStatus | None = None,
+        workflow_id: str | None = None,
+        session_id: str | None = None,
+        root_only: bool = False,
+        limit: int = 100,
+    ) -> list[dict[str, Any]]:
+        """Narrow rows of matching runs, newest `updated_at` first."""
+        matches = run_filter(status=status, workflow_id=workflow_id)
+        found = (
+            run
+            for run in self._all()
+            if matches(run)
+            and (session_id is None or run.session_id == session_id)
+            and not (root_only and run.parent_run_id)
+        )
+        return [index_row(run) for run in newest_first(found)[: checked_limit(limit)]]
+
+    def join(self, ledger_store: object) -> Backend | None:
+        """The backend of this store and a ledger in memory; None for any other ledger."""
+        ledgers = ledger_store.sync if isinstance(ledger_store, AsyncInMemoryLedgerStore) else ledger_store
+        if is_own(self, InMemoryRunStore, "save", "load") and is_own(ledgers, InMemoryLedgerStore, "append", "list"):
+            assert isinstance(ledgers, InMemoryLedgerStore)
+            return MemoryBackend(self, ledgers)
+        return None
+
+    def _all(self) -> list[RunState]:
+        with self._lock:
+            rows = [(run_id, row.data) for run_id, row in self._rows.items()]
+        return [decode_run(data, run_id) for run_id, data in rows]
+
+    def _loaded(self, run_id: str) -> Loaded | None:
+        row = self._rows.get(run_id)
+        return row and Loaded(run=decode_run(row.data, run_id), requests=row.requests)
+
+    def _put(self, write: Write) -> None:
+        """Check the guard and store, or raise `RevisionConflict`; the caller holds the lock."""
+        run_id, row = write.run.run_id, self._rows.get(write.run.run_id)
+        if write.expected is None:
+            if row is not None:
+                raise RevisionConflict(run_id, 0, row.revision, "a run of this id exists")
+        elif row is None or row.revision != write.expected:
+            raise RevisionConflict(run_id, write.expected, row and row.revision)
+        elif len(row.requests) != write.answered:
+            raise RevisionConflict(run_id, write.expected, row.revision, "a request stands that is not answered")
+        self._rows[run_id] = _Row(write.data, write.run)
+
+    def _ask(self, request: Request) -> None:
+        row = self._rows.get(request.run_id)
+        if row is not None and not row.ended and all(other.kind != request.kind for other in row.requests):
+            row.requests = (*row.requests, request)
+
+
+class InMemoryLedgerStore(LedgerStore):
+    """Ledgers in memory. Thread-safe; `.aio` is the same store for async callers."""
+
+    def __init__(self) -> None:
+        self._ledgers: dict[str, list[bytes]] = defaultdict(list)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._by_key: dict[tuple[str, str], list[bytes]] = defaultdict(list)
+        self._lock = threading.RLock()
+
+    @property
+    def aio(self) -> AsyncInMemoryLedgerStore:
+        """This store for async callers."""
+        return AsyncInMemoryLedgerStore(self)
+
+    def append(self, record: StepRecord) -> None:
+        """Add a record at the end of its run's ledger."""
+        if not record.run_id:
+            raise InvalidId("A record needs the id of its run; found an empty run_id.")
+        self._put(record.run_id, encode_records([record]), 1, None)
+
+    def list(self, run_id: str) -> list[dict[str, Any]]:
+        """The run's records as dicts, oldest first."""
+        return [record_dict(record) for record in self._records(run_id)]
+
+    def count(self, run_id: str) -> int:
+        """How many records the run has."""
+        return self._counts.get(run_id, 0)
+
+    def delete(self, run_id: str) -> int:
+        """Forget the run's records; how many there were."""
+        with self._lock:
+            self._ledgers.pop(run_id, None)
+            for entry in [entry for entry in self._by_key if entry[0] == run_id]:
+                del self._by_key[entry]
+            return self._counts.pop(run_id, 0)
+
+    def _put(self, run_id: str, data: bytes, count: int, lookup_key: str | None) -> None:
+        with self._lock:
+            self._ledgers[run_id].append(data)
+            self._counts[run_id] += count
+            if lookup_key is not None:
+                self._by_key[run_id, lookup_key].append(data)
+
+    def _records(self, run_id: str) -> Any:
+        with self._lock:
+            rows = tuple(self._ledgers.get(run_id, ()))
+        return [record for row in rows for record in decode_records(row, run_id)]
+
+
+class AsyncInMemoryRunStore:
+    """`InMemoryRunStore` for async callers; `.sync` is the store itself."""
+
+    def __init__(self, sync: InMemoryRunStore | None = None) -> None:
+        self.sync = sync or InMemoryRunStore()
+
+    async def save(self, run: RunState, *, overwrite: bool = False) -> None:
+        """See `InMemoryRunStore.save`."""
+        self.sync.save(run, overwrite=overwrite)
+
+    async def create_if_absent(self, run: RunState) -> tuple[RunState, bool]:
+        """See `InMemoryRunStore.create_if_absent`."""
+        return self.sync.create_if_absent(run)
+
+    async def load(self, run_id: str) -> RunState | None:
+        """See `InMemoryRunStore.load`."""
+        return self.sync.load(run_id)
+
+    async def delete(self, run_id: str) -> bool:
+        """See `InMemoryRunStore.delete`."""
+        return self.sync.delete(run_id)
+
+    async def list_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        wait_reason: WaitReason | None = None,
+        workflow_id: str | None = None,
+        limit: int = 100,
+    ) -> list[RunState]:
+        """See `InMemoryRunStore.list_runs`."""
+        return self.sync.list_runs(status=status, wait_reason=wait_reason, workflow_id=workflow_id, limit=limit)
+
+    async def list_due_wait_until(self, *, now_iso: str, limit: int = 100) -> list[RunState]:
+        """See `InMemoryRunStore.list_due_wait_until`."""
+        return self.sync.list_due_wait_until(now_iso=now_iso, limit=limit)
+
+    async def list_children(self, *, parent_run_id: str, status: RunStatus | None = None) -> list[RunState]:
+        """See `InMemoryRunStore.list_children`."""
+        return self.sync.list_children(parent_run_id=parent_run_id, status=status)
+
+    async def list_run_index(
+        self,
+        *,
+        status: RunStatus | None = None,
+        workflow_id: str | None = None,
+        session_id: str | None = None,
+        root_only: bool = False,
+        limit: int = 100,
+    ) -> list[dict[str, Any]]:
+        """See `InMemoryRunStore.list_run_index`."""
+        return self.sync.list_run_index(
+            status=status, workflow_id=workflow_id, session_id=session_id, root_only=root_only, limit=limit
+        )
+
+    def join(self, ledger_store: object) -> Backend | None:
+        """See `InMemoryRunStore.join`."""
+        return self.sync.join(ledger_store) if type(self) is AsyncInMemoryRunStore else None
+
+
+class AsyncInMemoryLedgerStore:
+    """`InMemoryLedgerStore` for async callers; `.sync` is the store itself."""
+
+    def __init__(self, sync: InMemoryLedgerStore | None = None) -> None:
+        self.sync = sync or InMemoryLedgerStore()
+
+    async def append(self, record: StepRecord) -> None:
+        """See `InMemoryLedgerStore.append`."""
+        self.sync.append(record)
+
+    async def count(self, run_id: str) -> int:
+        """See `InMemoryLedgerStore.count`."""
+        return self.sync.count(run_id)
+
+    async def delete(self, run_id: str) -> int:
+        """See `InMemoryLedgerStore.delete`."""
+        return self.sync.delete(run_id)
+
+    async def list(self, run_id: str) -> list[dict[str, Any]]:
+        """See `InMemoryLedgerStore.list`."""
+        return self.sync.list(run_id)
+
+
+class MemoryBackend:
+    """A run store and a ledger store in memory, joined: see `storage.base.Backend`."""
+
+    atomic = True
+
+    def __init__(self, runs: InMemoryRunStore, ledgers: InMemoryLedgerStore) -> None:
+        self._runs, self._ledgers = runs, ledgers
+
+    async def load(self, run_id: str) -> Loaded | None:
+        with self._runs._lock:
+            found = self._runs._loaded(run_id)
+            if found is not None:
+                found.run.records = self._ledgers.count(run_id)
+            return found
+
+    async def commit(self, write: Write) -> None:
+        run_id = write.run.run_id
+        with self._runs._lock, self._ledgers._lock:
+            if write.expected is not None and self._ledgers.count(run_id) != write.expected_records:
+                raise RevisionConflict(run_id, write.expected, write.expected, "its ledger grew")
+            self._runs._put(write)
+            if write.count:
+                self._ledgers._put(run_id, write.records, write.count, write.lookup_key)
+            for request in write.requests:
+                self._runs._ask(request)
+
+    async def landed(self, run_id: str, commit_id: str) -> bool:
+        row = self._runs._rows.get(run_id)
+        return bool(row and row.commit_id == commit_id) or any(
+            record.commit_id == commit_id for record in self._ledgers._records(run_id)
+        )
+
+    async def find(self, run_id: str, key: str) -> list[StepRecord]:
+        rows = tuple(self._ledgers._by_key.get((run_id, key), ()))
+        return [record for row in rows for record in decode_records(row, run_id)]
+
+    async def records(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
+        found: list[StepRecord] = self._ledgers._records(run_id)
+        return found[after : None if limit is None else after + limit]
+
+    async def renew(self, owner: str, until: int) -> None:
+        """Nothing to write: the owner lives in this process, which knows it."""
+
+    async def release(self, owner: str) -> None:
+        """Nothing to give up."""
+
+    async def alive(self, owner: str, now: int) -> bool:
+        """No other process can hold anything here."""
+        return False
+
+    async def claims(self, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
+        found: dict[str, tuple[str | None, bool]] = {}
+        for run_id in run_ids:
+            loaded = await self.load(run_id)
+            if loaded is not None:
+                intent = loaded.run.intent
+                cancel = any(request.kind == "cancel" for request in loaded.requests)
+                found[run_id] = (intent.token if intent else None, cancel)
+        return found

@@ -1,0 +1,234 @@
+"""Group commit: whatever queued up while the last flush was on its way shares the next one.
+
+A batch is first tried whole, with as few statements as there are kinds of writes. If a guard fails or anything
+raises, it is rolled back and done again member by member, each in a savepoint, so that only the culprit fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...core.errors import StoreError, StoreUnclear
+from ..base import Write
+from .failures import translated
+from .statements import QUERIES, first, write_rows
+from .writes import identity_row, next_run_id, rest_at, stand, store, wait_row
+
+log = logging.getLogger("abstractruntime.storage.sqlite")
+
+_ID_OF_RUN = QUERIES["id_of_run"]
+_INSERT_RUNS = QUERIES["insert_runs"]
+_INSERT_STATES = QUERIES["insert_states"]
+_ADVANCE_STATES = QUERIES["advance_states"]
+_REPLACE_STATE = QUERIES["replace_state"]
+_INSERT_LEDGER = QUERIES["insert_ledger"]
+_DELETE_WAITS = QUERIES["delete_waits"]
+_INSERT_WAITS = QUERIES["insert_waits"]
+_DELETE_REQUESTS = QUERIES["delete_requests"]
+
+#: one operation: a `Write`, or a function that is run whole in the connection's thread
+Operation = Write | Callable[[sqlite3.Connection], Any]
+
+#: how many integers of runs are remembered
+_REMEMBERED = 100_000
+
+
+class Failed:
+    """The outcome of an operation that raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _NotWhole(Exception):
+    """A guard failed somewhere; which one is found out member by member."""
+
+
+class Reader:
+    """Runs a batch of reading operations on one snapshot of the database."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __call__(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
+        """The outcome of each operation, in order."""
+        connection.execute("BEGIN")
+        try:
+            return [attempt(connection, operation, self._path) for operation in operations]
+        finally:
+            connection.execute("COMMIT")
+
+
+class Writer:
+    """Runs a batch of writing operations in one transaction. Used by one thread."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._ids: dict[str, int] = {}
+        self._found: dict[str, int] = {}
+
+    def __call__(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
+        """The outcome of each operation, in order: durable when this returns."""
+        self._found = {}
+        try:
+            outcomes = self._applied(connection, operations)
+        except sqlite3.Error as error:  # not even the transaction or a savepoint could be had: nothing was done
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            return [Failed(translated(error, self._path)) for _ in operations]
+        if not connection.in_transaction:  # SQLite itself gave up the whole transaction
+            self._ids.clear()
+            return outcomes
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._ids.clear()
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            log.error("%s: the outcome of a commit of %d writes is unclear: %s", self._path, len(operations), error)
+            text = f"{self._path}: the commit may or may not have landed ({error}). Look for it before writing again."
+            return [
+                outcome if isinstance(outcome, Failed) else Failed(_caused(StoreUnclear(text), error))
+                for outcome in outcomes
+            ]
+        self._remember()
+        return outcomes
+
+    def _applied(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            return self._whole(connection, operations)
+        except Exception:  # whatever it is, member by member shows whose it is
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        self._found = {}
+        connection.execute("BEGIN IMMEDIATE")
+        return self._one_by_one(connection, operations)
+
+    def _whole(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
+        writes = [operation for operation in operations if type(operation) is Write]
+        if writes:
+            self._write_all(connection, writes)
+        if len(writes) == len(operations):
+            return [None] * len(operations)
+        return [
+            None if type(operation) is Write else self._in_savepoint(connection, operation) for operation in operations
+        ]
+
+    def _one_by_one(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
+        outcomes: list[Any] = []
+        for operation in operations:
+            outcomes.append(self._in_savepoint(connection, operation))
+            if not connection.in_transaction:
+                text = f"{self._path}: SQLite gave up the transaction; nothing was written ({outcomes[-1].error})."
+                return [Failed(StoreError(text)) for _ in operations]
+        return outcomes
+
+    def _in_savepoint(self, connection: sqlite3.Connection, operation: Operation) -> Any:
+        connection.execute("SAVEPOINT member")
+        outcome = attempt(connection, operation, self._path)
+        if connection.in_transaction:
+            if isinstance(outcome, Failed):
+                connection.execute("ROLLBACK TO member")
+            connection.execute("RELEASE member")
+        return outcome
+
+    def _write_all(self, connection: sqlite3.Connection, writes: Sequence[Write]) -> None:
+        """All writes with one statement per kind, or `_NotWhole`. Two of one run land in their order, or not here."""
+        steps: list[tuple[Any, ...]] = []
+        ledger: list[tuple[Any, ...]] = []
+        full: list[tuple[int, Write]] = []
+        born: list[Write] = []
+        for write in writes:
+            if write.expected is None:
+                born.append(write)
+                continue
+            run, base = write.run, write.expected_records
+            run_pk = self._ids.get(run.run_id) or self._look_up(connection, run.run_id)
+            if write.hot and run.revision == write.expected + 1:
+                steps.append((run_pk, run.revision, base + write.count, base, write.data))
+            else:
+                full.append((run_pk, write))
+            if write.count:
+                ledger.append((run_pk, base + 1, write.count, write.lookup_key, write.records))
+        if steps and write_rows(connection, _ADVANCE_STATES, steps) != len(steps):
+            raise _NotWhole
+        if full:
+            if len({run_pk for run_pk, _ in full}) != len(full):  # the wait of one must not survive the other
+                raise _NotWhole
+            self._replace_all(connection, full)
+        if born:
+            self._insert_all(connection, born, ledger)
+        if ledger:
+            write_rows(connection, _INSERT_LEDGER, ledger)
+        for write in writes:
+            for request in write.requests:
+                stand(connection, request)
+
+    def _replace_all(self, connection: sqlite3.Connection, writes: Sequence[tuple[int, Write]]) -> None:
+        rows, waits = [], []
+        for run_pk, write in writes:
+            run, base = write.run, write.expected_records
+            new = (run.revision, base + write.count, str(run.status), rest_at(run), run.owner, write.data)
+            rows.append((*new, run_pk, write.expected, base, write.answered))
+            wait = wait_row(run_pk, run)
+            if wait is not None:
+                waits.append(wait)
+        if connection.executemany(_REPLACE_STATE, rows).rowcount != len(rows):
+            raise _NotWhole
+        connection.executemany(_DELETE_WAITS, [(run_pk,) for run_pk, write in writes if not write.hot])
+        write_rows(connection, _INSERT_WAITS, waits)
+        answered = [(run_pk,) for run_pk, write in writes if write.answered]
+        if answered:
+            connection.executemany(_DELETE_REQUESTS, answered)
+
+    def _insert_all(
+        self, connection: sqlite3.Connection, writes: Sequence[Write], ledger: list[tuple[Any, ...]]
+    ) -> None:
+        runs, states, waits = [], [], []
+        for run_pk, write in enumerate(writes, next_run_id(connection)):
+            run = write.run
+            self._found[run.run_id] = run_pk
+            runs.append((run_pk, run.run_id, *identity_row(run)))
+            states.append((run_pk, run.revision, write.count, str(run.status), rest_at(run), run.owner, write.data))
+            wait = wait_row(run_pk, run)
+            if wait is not None:
+                waits.append(wait)
+            if write.count:
+                ledger.append((run_pk, 1, write.count, write.lookup_key, write.records))
+        write_rows(connection, _INSERT_RUNS, runs)
+        write_rows(connection, _INSERT_STATES, states)
+        write_rows(connection, _INSERT_WAITS, waits)
+
+    def _look_up(self, connection: sqlite3.Connection, run_id: str) -> int:
+        run_pk: int | None = first(connection, _ID_OF_RUN, (run_id,))
+        if run_pk is None:
+            raise _NotWhole
+        self._found[run_id] = run_pk
+        return run_pk
+
+    def _remember(self) -> None:
+        """Only what is durable: an integer of a transaction that was rolled back is given to another run."""
+        if not self._found:
+            return
+        self._ids.update(self._found)
+        while len(self._ids) > _REMEMBERED:
+            del self._ids[next(iter(self._ids))]
+
+
+def attempt(connection: sqlite3.Connection, operation: Operation, path: str) -> Any:
+    """What the operation returns, or `Failed` with the error as a store means it."""
+    try:
+        return store(connection, operation) if isinstance(operation, Write) else operation(connection)
+    except Exception as error:  # a boundary between threads: it is raised again where the operation is awaited
+        return Failed(translated(error, path))
+
+
+def _caused(error: StoreError, cause: BaseException) -> StoreError:
+    error.__cause__ = cause
+    return error

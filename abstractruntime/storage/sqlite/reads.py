@@ -1,0 +1,141 @@
+"""What is read from a database: single runs, ledgers, and the queries that `storage.base` defines."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from typing import Any
+
+from ...core.codec import decode_records, decode_run, encode
+from ...core.errors import StoreCorrupt
+from ...core.models import Request, RunState, RunStatus, StepRecord, WaitReason
+from ..base import newest_first, run_filter
+from .statements import QUERIES, first
+from .writes import requests_of
+
+_ID_OF_RUN = QUERIES["id_of_run"]
+_LOAD_STATE = QUERIES["load_state"]
+_STATES_OF_RUNS = QUERIES["states_of_runs"]
+_LAST_OF_LEDGER = QUERIES["last_of_ledger"]
+_RECORDS_AFTER = QUERIES["records_after"]
+_RECORDS_NEWEST_FIRST = QUERIES["records_newest_first"]
+_RECORDS_BY_KEY = QUERIES["records_by_key"]
+_RUNS_AT_REST = QUERIES["runs_at_rest"]
+_RUNS_RUNNING = QUERIES["runs_running"]
+_RUNS_OF_SESSION = QUERIES["runs_of_session"]
+_RUNS_DUE = QUERIES["runs_due"]
+_CHILDREN_OF_RUN = QUERIES["children_of_run"]
+
+#: revision, number of records and bytes of a run as stored, and the requests that stand at it
+StoredRun = tuple[int, int, bytes, tuple[Request, ...]]
+
+
+def stored_run(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
+    """A run still encoded, so that its caller pays for the decoding and not the connection's thread."""
+    row = connection.execute(_LOAD_STATE, (run_id,)).fetchone()
+    if row is None:
+        return None
+    run_pk, revision, records, requested, data = row
+    return revision, records, data, requests_of(connection, run_pk) if requested else ()
+
+
+def run_of(run_id: str, records: int, data: bytes) -> RunState:
+    """The run that these bytes hold. Raises StoreCorrupt."""
+    run = decode_run(data, run_id)
+    if run.run_id != run_id:
+        raise StoreCorrupt(f"Under the id {run_id!r} the run {run.run_id!r} is stored. Restore it from a backup.")
+    run.records = records
+    return run
+
+
+def claims(connection: sqlite3.Connection, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
+    """Per stored run: the token of its intent, and whether a cancel request stands."""
+    found: dict[str, tuple[str | None, bool]] = {}
+    for run_id, run_pk, requested, data in connection.execute(
+        _STATES_OF_RUNS, (encode(list(run_ids)).decode(),)
+    ).fetchall():
+        intent = decode_run(data, run_id).intent
+        cancel = bool(requested) and any(request.kind == "cancel" for request in requests_of(connection, run_pk))
+        found[run_id] = (intent.token if intent else None, cancel)
+    return found
+
+
+def count(connection: sqlite3.Connection, run_id: str) -> int:
+    """The number of the last record."""
+    run_pk = first(connection, _ID_OF_RUN, (run_id,))
+    return 0 if run_pk is None else int(first(connection, _LAST_OF_LEDGER, (run_pk,)))
+
+
+def records(connection: sqlite3.Connection, run_id: str, after: int = 0, limit: int | None = None) -> list[StepRecord]:
+    """Records numbered above `after`, oldest first."""
+    run_pk = first(connection, _ID_OF_RUN, (run_id,))
+    if run_pk is None or limit == 0:
+        return []
+    after = max(0, after)
+    wanted = {"run": run_pk, "after": after, "limit": -1 if limit is None else limit + 1}
+    found: list[StepRecord] = []
+    for seq, data in connection.execute(_RECORDS_AFTER, wanted).fetchall():
+        some = decode_records(data, run_id)
+        found += some[max(0, after + 1 - seq) :]
+    return found if limit is None else found[:limit]
+
+
+def records_by_key(connection: sqlite3.Connection, run_id: str, key: str) -> list[StepRecord]:
+    """Records that were written under this lookup key, oldest first."""
+    run_pk = first(connection, _ID_OF_RUN, (run_id,))
+    rows = connection.execute(_RECORDS_BY_KEY, (run_pk, key)).fetchall()
+    return [record for (data,) in rows for record in decode_records(data, run_id)]
+
+
+def landed(connection: sqlite3.Connection, run_id: str, commit_id: str) -> bool:
+    """Whether the run's state or one of its records was written by this commit."""
+    state = stored_run(connection, run_id)
+    if state is not None and decode_run(state[2], run_id).commit_id == commit_id:
+        return True
+    rows = connection.execute(_RECORDS_NEWEST_FIRST, (first(connection, _ID_OF_RUN, (run_id,)),))
+    return any(record.commit_id == commit_id for (data,) in rows for record in decode_records(data, run_id))
+
+
+def newest_runs(
+    connection: sqlite3.Connection,
+    *,
+    status: RunStatus | None,
+    limit: int,
+    wait_reason: WaitReason | None = None,
+    workflow_id: str | None = None,
+    session_id: str | None = None,
+    root_only: bool = False,
+) -> list[RunState]:
+    """Matching runs, newest first: see `base.run_filter` and `base.newest_first` for what that means."""
+    if session_id is not None:
+        matches = run_filter(status=status, wait_reason=wait_reason, workflow_id=workflow_id)
+        runs = _decoded(connection.execute(_RUNS_OF_SESSION, (session_id,)))
+        return newest_first(run for run in runs if matches(run) and not (root_only and run.parent_run_id))[:limit]
+    filters: dict[str, Any] = {
+        "workflow_id": workflow_id,
+        "wait_reason": None if wait_reason is None else str(wait_reason),
+        "root_only": root_only,
+        "limit": limit,
+    }
+    found: list[RunState] = []
+    for one in RunStatus if status is None else (RunStatus(status),):
+        if one is not RunStatus.RUNNING:
+            found += _decoded(connection.execute(_RUNS_AT_REST, {**filters, "status": str(one)}))
+        elif wait_reason is None:
+            found += _decoded(connection.execute(_RUNS_RUNNING, filters))
+    return newest_first(found)[:limit]
+
+
+def due_runs(connection: sqlite3.Connection, now: int, limit: int) -> list[RunState]:
+    """Runs whose wait is due at `now` (microseconds since 1970), earliest first."""
+    return _decoded(connection.execute(_RUNS_DUE, (now, limit)))
+
+
+def children(connection: sqlite3.Connection, parent_run_id: str, status: RunStatus | None) -> list[RunState]:
+    """Runs that this run started, oldest first."""
+    wanted = {"parent": parent_run_id, "status": None if status is None else str(RunStatus(status))}
+    return _decoded(connection.execute(_CHILDREN_OF_RUN, wanted))
+
+
+def _decoded(rows: sqlite3.Cursor) -> list[RunState]:
+    return [run_of(run_id, count, data) for run_id, count, data in rows.fetchall()]

@@ -1,0 +1,100 @@
+"""Opens a connection: pragmas, and the schema brought to this version by numbered migrations."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Literal
+
+from ...core.errors import StoreError, StoreSchemaTooNew
+from .failures import translated
+from .statements import first, migrations, statements_of
+
+Synchronous = Literal["FULL", "NORMAL"]
+
+_MIGRATIONS = migrations()
+
+#: what `PRAGMA user_version` says of a file that this version wrote
+LATEST = _MIGRATIONS[-1][0]
+
+#: pages of log before they are carried over into the file: two more flushes each time
+_CHECKPOINT_PAGES = 4_000
+_CACHE_KIB = 16_384
+_STATEMENTS = 256
+
+
+def open_connection(path: str, *, synchronous: Synchronous, busy_timeout: float) -> sqlite3.Connection:
+    """A connection to the migrated database, in autocommit mode, usable from any one thread at a time.
+
+    Several processes may open the same new file at once. Raises StoreSchemaTooNew for a file of a newer version,
+    StoreCorrupt for what is no database, StoreBusy and StoreError where it cannot be opened.
+    """
+    try:
+        connection = sqlite3.connect(
+            path, timeout=busy_timeout, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENTS
+        )
+    except sqlite3.Error as error:
+        raise translated(error, path) from error
+    try:
+        _configure(connection, synchronous)
+        _migrate(connection, path)
+    except BaseException as error:
+        connection.close()
+        meaning = translated(error, path)
+        if meaning is error:
+            raise
+        raise meaning from error
+    return connection
+
+
+def _configure(connection: sqlite3.Connection, synchronous: Synchronous) -> None:
+    _use_wal(connection)
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Turn the write-ahead log on. While another process does the same SQLite refuses at once instead of waiting."""
+    for _ in range(100):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if (error.sqlite_errorcode & 0xFF) != sqlite3.SQLITE_BUSY:
+                raise
+        connection.execute("BEGIN IMMEDIATE")  # waits for whoever is at it, as long as busy_timeout
+        connection.execute("COMMIT")
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _migrate(connection: sqlite3.Connection, path: str) -> None:
+    if _checked_version(connection, path) == LATEST:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = _checked_version(connection, path)  # another process may have been faster
+        if version == 0 and first(connection, "SELECT 1 FROM sqlite_master WHERE name IN ('runs', 'ledger')"):
+            raise StoreError(
+                f"{path}: found tables named runs or ledger that this package did not make. "
+                "Open a path of its own; what the old file holds is untouched."
+            )
+        for number, script in _MIGRATIONS:
+            if number > version:
+                for statement in statements_of(script):
+                    connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {LATEST}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _checked_version(connection: sqlite3.Connection, path: str) -> int:
+    version: int = first(connection, "PRAGMA user_version")
+    if version > LATEST:
+        raise StoreSchemaTooNew(
+            f"{path}: schema version {version} was written by a newer version of the package; this one reads up to "
+            f"{LATEST}. Upgrade abstractruntime."
+        )
+    return version

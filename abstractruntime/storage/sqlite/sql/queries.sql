@@ -1,0 +1,164 @@
+-- Every statement of the package, but for the schema. Each has a name and the reason why it reads as it does.
+-- Statements with VALUES are repeated to many rows at once where many are written: see statements.py.
+
+-- name: id_of_run
+-- The integer that stands for a run in every other table.
+SELECT id FROM runs WHERE run_id = ?;
+
+-- name: last_run_id
+-- Ids are handed out by the writer, so that one statement can insert many runs and the next their states.
+SELECT seq FROM sqlite_sequence WHERE name = 'runs';
+
+-- name: insert_runs
+-- A run id that exists, be it of a run or of a ledger without one, breaks the uniqueness and sends the batch to the
+-- careful way.
+INSERT INTO runs (id, run_id, workflow_id, session_id, actor_id, parent_run_id, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- name: set_identity
+-- A host may save a run with other origins than it had; and a ledger may have been there before its run.
+UPDATE runs SET workflow_id = ?, session_id = ?, actor_id = ?, parent_run_id = ?, created_at = ? WHERE id = ?;
+
+-- name: insert_states
+INSERT INTO states (id, revision, records, status, rest_at, owner, data)
+VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- name: advance_states
+-- The hot write of a step: only columns that no index has. An upsert and not an UPDATE, because this form takes many
+-- rows in one statement, and so in one stretch without the interpreter's lock. It never inserts (trigger
+-- states_known). The guard rides along: requested carries the number of records that the step was computed from,
+-- and the revision is the stored one plus one.
+INSERT INTO states (id, revision, records, requested, data)
+VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, records = excluded.records, data = excluded.data
+WHERE states.revision = excluded.revision - 1 AND states.records = excluded.requested AND states.requested = 0;
+
+-- name: replace_state
+-- The full write: status, rest and owner may change, and whatever was requested is answered.
+UPDATE states SET revision = ?, records = ?, requested = 0, status = ?, rest_at = ?, owner = ?, data = ?
+WHERE id = ? AND revision = ? AND records = ? AND requested = ?;
+
+-- name: guards_of_state
+-- What a conflict found instead of what it expected.
+SELECT revision, records, requested FROM states WHERE id = ?;
+
+-- name: insert_ledger
+INSERT INTO ledger (run, seq, count, lookup_key, data)
+VALUES (?, ?, ?, ?, ?);
+
+-- name: delete_waits
+DELETE FROM waits WHERE run = ?;
+
+-- name: insert_waits
+INSERT INTO waits (run, branch, reason, wait_key, due)
+VALUES (?, 0, ?, ?, ?);
+
+-- name: delete_requests
+DELETE FROM requests WHERE run = ?;
+
+-- name: requestable_run
+-- Only a run that is stored and has not ended can be asked for something.
+SELECT s.id FROM runs r JOIN states s ON s.id = r.id
+WHERE r.run_id = ? AND s.status IN ('running', 'waiting');
+
+-- name: requests_of_run
+SELECT data FROM requests WHERE run = ? ORDER BY id;
+
+-- name: insert_request
+INSERT INTO requests (run, data) VALUES (?, ?);
+
+-- name: count_request
+-- The next step of the run fails its guard until it has answered.
+UPDATE states SET requested = requested + 1 WHERE id = ?;
+
+-- name: count_appended_record
+-- A record that a host appends is counted like one of a step, so that a step in progress sees that it came between.
+UPDATE states SET records = records + 1 WHERE id = ?;
+
+-- name: records_of_state
+SELECT records FROM states WHERE id = ?;
+
+-- name: last_of_ledger
+-- The number of the last record: what count() is, and where a ledger without a run goes on.
+SELECT coalesce(max(seq + count - 1), 0) FROM (SELECT seq, count FROM ledger WHERE run = ? ORDER BY seq DESC LIMIT 1);
+
+-- name: delete_state
+DELETE FROM states WHERE id = ?;
+
+-- name: forget_identity
+-- The ledger of a deleted run stays readable under its id.
+UPDATE runs SET workflow_id = NULL, session_id = NULL, actor_id = NULL, parent_run_id = NULL, created_at = NULL
+WHERE id = ?;
+
+-- name: delete_unused_run
+DELETE FROM runs WHERE id = ?1
+AND NOT EXISTS (SELECT 1 FROM states WHERE id = ?1) AND NOT EXISTS (SELECT 1 FROM ledger WHERE run = ?1);
+
+-- name: delete_ledger
+DELETE FROM ledger WHERE run = ?;
+
+-- name: restart_records
+-- The numbers of a deleted ledger begin anew.
+UPDATE states SET records = 0 WHERE id = ?;
+
+-- name: load_state
+SELECT s.id, s.revision, s.records, s.requested, s.data FROM runs r JOIN states s ON s.id = r.id WHERE r.run_id = ?;
+
+-- name: states_of_runs
+-- Many at once; the ids come as one JSON array, so that the statement is always the same.
+SELECT r.run_id, s.id, s.requested, s.data
+FROM json_each(?) j CROSS JOIN runs r ON r.run_id = j.value JOIN states s ON s.id = r.id;
+
+-- name: records_after
+-- Rows from the one that holds record :after + 1. A row has at least one record, so :limit rows suffice.
+SELECT l.seq, l.data FROM ledger l
+WHERE l.run = :run AND l.seq >= (SELECT coalesce(max(f.seq), 0) FROM ledger f WHERE f.run = :run AND f.seq <= :after + 1)
+ORDER BY l.seq LIMIT :limit;
+
+-- name: records_newest_first
+-- Whoever asks whether a commit landed asks about one of the last.
+SELECT data FROM ledger WHERE run = ? ORDER BY seq DESC;
+
+-- name: records_by_key
+SELECT data FROM ledger WHERE run = ? AND lookup_key = ? ORDER BY seq;
+
+-- name: runs_at_rest
+-- One status at a time, because then the index gives the order and the limit ends the search.
+SELECT r.run_id, s.records, s.data
+FROM states s CROSS JOIN runs r ON r.id = s.id LEFT JOIN waits w ON w.run = s.id AND w.branch = 0
+WHERE s.status = :status AND s.rest_at IS NOT NULL
+AND (:workflow_id IS NULL OR r.workflow_id = :workflow_id)
+AND (:wait_reason IS NULL OR w.reason = :wait_reason)
+AND (:root_only = 0 OR coalesce(r.parent_run_id, '') = '')
+ORDER BY s.rest_at DESC, r.run_id LIMIT :limit;
+
+-- name: runs_running
+-- When a running run was last updated stands in its data alone, so all of them are read and the caller sorts.
+SELECT r.run_id, s.records, s.data
+FROM states s JOIN runs r ON r.id = s.id
+WHERE s.rest_at IS NULL
+AND (:workflow_id IS NULL OR r.workflow_id = :workflow_id)
+AND (:root_only = 0 OR coalesce(r.parent_run_id, '') = '');
+
+-- name: runs_of_session
+-- A session has few runs: all of them, and the caller sorts and filters.
+SELECT r.run_id, s.records, s.data FROM runs r JOIN states s ON s.id = r.id WHERE r.session_id = ?;
+
+-- name: runs_due
+SELECT r.run_id, s.records, s.data
+FROM waits w JOIN states s ON s.id = w.run JOIN runs r ON r.id = w.run
+WHERE w.due IS NOT NULL AND w.due <= ? ORDER BY w.due, r.run_id LIMIT ?;
+
+-- name: children_of_run
+SELECT r.run_id, s.records, s.data
+FROM runs r JOIN states s ON s.id = r.id
+WHERE r.parent_run_id = :parent AND (:status IS NULL OR s.status = :status) ORDER BY r.created_at, r.id;
+
+-- name: renew_lease
+INSERT INTO leases (owner, until) VALUES (?, ?) ON CONFLICT (owner) DO UPDATE SET until = excluded.until;
+
+-- name: lease_of_owner
+SELECT until FROM leases WHERE owner = ?;
+
+-- name: delete_lease
+DELETE FROM leases WHERE owner = ?;

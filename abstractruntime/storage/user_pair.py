@@ -1,0 +1,112 @@
+"""Any two stores as one backend: what a user's own stores, or two databases, get instead of an atomic commit.
+
+The records are appended, then the state is saved, in this order. A crash between the two is found at the next load,
+because an end record with the effect's key is taken instead of performing the effect again. A lock per run orders the
+writers of this process; other processes are not fenced. Requests to other runs need a joint pair and say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from ..core.codec import copy_of_run, decode_records, decode_run
+from ..core.errors import RevisionConflict, StoreCorrupt, StoreError
+from ..core.models import TERMINAL, RunState, StepRecord
+from ..core.threads import WorkerThreads
+from .base import Backend, Loaded, Write
+
+_THREADS = WorkerThreads(16)
+
+
+def join_stores(run_store: Any, ledger_store: Any) -> Backend:
+    """The backend of a pair of stores: a joint, atomic one where the pair allows it, else a `UserPair`."""
+    join = getattr(run_store, "join", None)
+    backend: Backend | None = join(ledger_store) if callable(join) else None
+    return backend if backend is not None else UserPair(run_store, ledger_store)
+
+
+class UserPair:
+    """See the module; the methods are those of `storage.base.Backend`."""
+
+    atomic = False
+
+    def __init__(self, run_store: Any, ledger_store: Any) -> None:
+        for store, names in ((run_store, ("save", "load")), (ledger_store, ("append", "list"))):
+            missing = [name for name in names if not callable(getattr(store, name, None))]
+            if missing:
+                raise TypeError(f"{store!r} has no {' and no '.join(missing)}(); expected a run store and a ledger store")
+        self._runs, self._ledgers = run_store, ledger_store
+        #: a user's store may keep only the documented fields, so the revisions of this process are kept here
+        self._revisions: dict[str, int] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def load(self, run_id: str) -> Loaded | None:
+        run = await _call(self._runs.load, run_id)
+        if run is None:
+            return None
+        if not isinstance(run, RunState):
+            raise StoreCorrupt(f"{type(self._runs).__name__}.load({run_id!r}) returned a {type(run).__name__}.")
+        copy = copy_of_run(run)
+        copy.revision = max(copy.revision, self._revisions.get(run_id, 0))
+        return Loaded(run=copy)
+
+    async def commit(self, write: Write) -> None:
+        run_id = write.run.run_id
+        if write.requests:
+            raise StoreError("Requests to other runs need a run store and a ledger store that commit together.")
+        lock = self._locks.setdefault(run_id, asyncio.Lock())
+        async with lock:
+            found = await self.load(run_id)
+            if (found.run.revision if found else None) != write.expected:
+                raise RevisionConflict(run_id, write.expected or 0, found and found.run.revision)
+            if write.count:
+                for record in decode_records(write.records, run_id):
+                    await _call(self._ledgers.append, record)
+            await _call(self._runs.save, decode_run(write.data, run_id))
+            self._revisions[run_id] = write.run.revision
+
+    async def landed(self, run_id: str, commit_id: str) -> bool:
+        loaded = await self.load(run_id)
+        return bool(loaded and loaded.run.commit_id == commit_id)
+
+    async def find(self, run_id: str, key: str) -> list[StepRecord]:
+        return [record for record in await self.records(run_id) if record.idempotency_key == key]
+
+    async def records(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
+        rows = await _call(self._ledgers.list, run_id)
+        try:
+            found = [msgspec.convert(row, StepRecord, strict=False) for row in rows]
+        except msgspec.ValidationError as error:
+            raise StoreCorrupt(f"The ledger of run {run_id!r} holds what is no record: {error}") from error
+        return found[after : None if limit is None else after + limit]
+
+    async def renew(self, owner: str, until: int) -> None:
+        """Nobody outside this process could read it."""
+
+    async def release(self, owner: str) -> None:
+        """Nothing to give up."""
+
+    async def alive(self, owner: str, now: int) -> bool:
+        """Other processes are not seen from here."""
+        return False
+
+    async def claims(self, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
+        found: dict[str, tuple[str | None, bool]] = {}
+        for run_id in run_ids:
+            loaded = await self.load(run_id)
+            if loaded is not None and loaded.run.status in TERMINAL:
+                found[run_id] = (None, True)
+        return found
+
+
+async def _call(method: Callable[..., Any], *args: Any) -> Any:
+    if inspect.iscoroutinefunction(method):
+        return await method(*args)
+    result = await _THREADS.run(method, *args)
+    return await result if inspect.isawaitable(result) else result

@@ -1,0 +1,273 @@
+"""`Runtime`: the blocking twin of `AsyncRuntime`, one line per method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from .core.clock import Clock
+from .core.config import LimitWarning, RuntimeConfig
+from .core.journal import LedgerCallback
+from .core.models import RunState
+from .core.policy import EffectPolicy
+from .core.portal import drive
+from .core.secrets import Secrets
+from .core.spec import RunContext, WorkflowSpec
+from .runtime import AsyncRuntime
+
+
+class Runtime:
+    """Runs workflows durably, for programs without an event loop.
+
+    Every method blocks its thread until its work is durable, and is safe to call from any thread, from nodes and from
+    ledger callbacks. The work itself runs on one loop thread of the process, but nodes, policies and ledger callbacks
+    run in the thread that called, in order, before the method returns. Sync effect handlers run in worker threads.
+    Ctrl-C cancels the call in progress and hands its effect back. Under a running loop a method blocks that loop; code
+    with a loop of its own is better served by `AsyncRuntime`.
+
+    The arguments are those of `AsyncRuntime`, which this one keeps as `aio`. Only `max_inline_backoff` has another
+    default: a blocking `tick` waits out pauses between attempts of up to a minute itself.
+
+    >>> with Runtime(run_store=InMemoryRunStore(), ledger_store=InMemoryLedgerStore()) as rt:
+    ...     run_id = rt.start(workflow=workflow)
+    ...     state = rt.tick(workflow=workflow, run_id=run_id)
+    ...     if state.waiting:
+    ...         answer = {"text": "yes"}
+    ...         state = rt.resume(
+    ...             workflow=workflow, run_id=run_id, wait_key=state.waiting.wait_key, payload=answer
+    ...         )
+    """
+
+    def __init__(
+        self,
+        *,
+        run_store: Any,
+        ledger_store: Any,
+        effect_handlers: Mapping[str, Callable[..., Any]] | None = None,
+        context: Any = None,
+        workflow_registry: Any = None,
+        artifact_store: Any = None,
+        effect_policy: EffectPolicy | None = None,
+        config: RuntimeConfig | None = None,
+        secrets: Secrets | None = None,
+        clock: Clock | None = None,
+        lease_seconds: float = 30.0,
+        max_inline_backoff: float = 60.0,
+    ) -> None:
+        self.aio = AsyncRuntime(
+            run_store=run_store,
+            ledger_store=ledger_store,
+            effect_handlers=effect_handlers,
+            context=context,
+            workflow_registry=workflow_registry,
+            artifact_store=artifact_store,
+            effect_policy=effect_policy,
+            config=config,
+            secrets=secrets,
+            clock=clock,
+            lease_seconds=lease_seconds,
+            max_inline_backoff=max_inline_backoff,
+        )
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hand back the effects in flight and give up the lease. The stores stay open: they are yours.
+
+        A program that forgets it still exits; others then learn that its runs are free when they notice that its
+        process is gone, or when its lease has run out.
+        """
+        drive(self.aio.aclose)
+
+    # -- what it was built from
+
+    @property
+    def run_store(self) -> Any:
+        """The run store as given."""
+        return self.aio.run_store
+
+    @property
+    def ledger_store(self) -> Any:
+        """The ledger store as given."""
+        return self.aio.ledger_store
+
+    @property
+    def workflow_registry(self) -> Any:
+        """The registry as given; anything with `get(workflow_id)`."""
+        return self.aio.workflow_registry
+
+    @property
+    def artifact_store(self) -> Any:
+        """The artifact store as given; nodes find it as `run._runtime_artifact_store`."""
+        return self.aio.artifact_store
+
+    @property
+    def effect_policy(self) -> EffectPolicy:
+        """The policy in force."""
+        return self.aio.effect_policy
+
+    @property
+    def config(self) -> RuntimeConfig:
+        """The configuration that new runs are seeded with."""
+        return self.aio.config
+
+    @property
+    def _run_store(self) -> Any:  # programs in the field read this name
+        return self.aio.run_store
+
+    @property
+    def _ctx(self) -> RunContext:  # and this one
+        return self.aio._ctx
+
+    def set_workflow_registry(self, registry: Any) -> None:
+        """Replace the registry."""
+        self.aio.set_workflow_registry(registry)
+
+    def set_artifact_store(self, store: Any) -> None:
+        """Replace the artifact store."""
+        self.aio.set_artifact_store(store)
+
+    def set_effect_policy(self, policy: EffectPolicy) -> None:
+        """Replace the policy, from the next effect on."""
+        self.aio.set_effect_policy(policy)
+
+    # -- moving runs
+
+    def start(
+        self,
+        *,
+        workflow: WorkflowSpec[Any],
+        vars: dict[str, Any] | None = None,
+        actor_id: str | None = None,
+        session_id: str | None = None,
+        parent_run_id: str | None = None,
+        run_id: str | None = None,
+    ) -> str:
+        """Create a run at the workflow's entry node and return its id. Nothing is executed yet.
+
+        With a `run_id` of your own, starting twice with the same arguments returns the same run, unchanged; other
+        arguments raise `RunIdentityConflict`. Raises `UnsafeValue` for vars that JSON cannot carry, `InvalidId`.
+        """
+        return drive(
+            self.aio.start,
+            workflow=workflow,
+            vars=vars,
+            actor_id=actor_id,
+            session_id=session_id,
+            parent_run_id=parent_run_id,
+            run_id=run_id,
+        )
+
+    def tick(self, *, workflow: WorkflowSpec[Any], run_id: str, max_steps: int = 100) -> RunState:
+        """Move the run until it waits, ends, is paused, is busy elsewhere, or `max_steps` nodes have run.
+
+        Raises `UnknownRun` (a KeyError), `WorkflowMismatch` and `WorkflowChanged` (ValueErrors), and whatever a node
+        raises: the run then stays where it was and the ledger has a FAILED record. A second tick of the same run in
+        this process waits for the first; one from inside a node of the run itself raises `ReentrantTick`.
+        """
+        return drive(self.aio.tick, workflow=workflow, run_id=run_id, max_steps=max_steps)
+
+    def run(
+        self,
+        workflow: WorkflowSpec[Any],
+        *,
+        vars: dict[str, Any] | None = None,
+        actor_id: str | None = None,
+        session_id: str | None = None,
+        run_id: str | None = None,
+    ) -> RunState:
+        """Start a run and drive it to a rest: it waits, has ended, or its next attempt is due later."""
+        return drive(self.aio.run, workflow, vars=vars, actor_id=actor_id, session_id=session_id, run_id=run_id)
+
+    def resume(
+        self,
+        *,
+        workflow: WorkflowSpec[Any],
+        run_id: str,
+        wait_key: str | None,
+        payload: Any,
+        max_steps: int = 100,
+        resume_id: str | None = None,
+        actor_id: str | None = None,
+    ) -> RunState:
+        """Answer what the run waits for and move it on, as `tick` does; `max_steps=0` only commits the answer.
+
+        `wait_key=None` answers whatever waits. With a `resume_id`, the same answer given twice counts once. `actor_id`
+        is kept in the record. Raises `StaleResumeError` (a ValueError) when the run does not wait for this,
+        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`.
+        """
+        return drive(
+            self.aio.resume,
+            workflow=workflow,
+            run_id=run_id,
+            wait_key=wait_key,
+            payload=payload,
+            max_steps=max_steps,
+            resume_id=resume_id,
+            actor_id=actor_id,
+        )
+
+    def cancel_run(self, run_id: str, *, reason: str | None = None, cancelled_by: str = "api") -> RunState:
+        """End the run as CANCELLED, also in the middle of an effect, whose handler is told to stop.
+
+        A run that has ended is returned unchanged. Raises `UnknownRun`.
+        """
+        return drive(self.aio.cancel_run, run_id, reason=reason, cancelled_by=cancelled_by)
+
+    def pause_run(self, run_id: str, *, reason: str | None = None) -> RunState:
+        """Hold the run: nothing moves it until `resume_run`. An effect in flight still lands its result.
+
+        No change for a run that has ended, is held, or waits for a person. Raises `UnknownRun`.
+        """
+        return drive(self.aio.pause_run, run_id, reason=reason)
+
+    def resume_run(self, run_id: str) -> RunState:
+        """Let a held run go on; it moves at its next tick. No change when it is not held. Raises `UnknownRun`."""
+        return drive(self.aio.resume_run, run_id)
+
+    # -- looking at runs
+
+    def get_state(self, run_id: str) -> RunState:
+        """A fresh copy of the run as stored. Raises `UnknownRun` (a KeyError)."""
+        return drive(self.aio.get_state, run_id)
+
+    def get_ledger(self, run_id: str) -> list[dict[str, Any]]:
+        """The run's records as dicts, oldest first; `[]` for an unknown run."""
+        return drive(self.aio.get_ledger, run_id)
+
+    def subscribe_ledger(self, callback: LedgerCallback, *, run_id: str | None = None) -> Callable[[], None]:
+        """Call `callback(record)` for every record this runtime makes durable; returns an idempotent unsubscribe.
+
+        It runs in the thread whose call made the record, in order, before that call returns. What it raises is
+        logged. Raises TypeError for an async callback.
+        """
+        return self.aio.subscribe_ledger(callback, run_id=run_id)
+
+    def get_node_traces(self, run_id: str) -> dict[str, Any]:
+        """The run's effects per node, `{node_id: {"node_id", "steps", "updated_at"}}`; `{}` for an unknown run."""
+        return drive(self.aio.get_node_traces, run_id)
+
+    def get_node_trace(self, run_id: str, node_id: str) -> dict[str, Any]:
+        """The trace of one node; `{"node_id", "steps": []}` where there is none."""
+        return drive(self.aio.get_node_trace, run_id, node_id)
+
+    # -- limits
+
+    def get_limit_status(self, run_id: str) -> dict[str, Any]:
+        """Iterations, tokens and history beside their limits. Raises `UnknownRun`."""
+        return drive(self.aio.get_limit_status, run_id)
+
+    def check_limits(self, run_state: RunState) -> list[LimitWarning]:
+        """The limits that this state has come near to or exceeded."""
+        return self.aio.check_limits(run_state)
+
+    def update_limits(self, run_id: str, updates: dict[str, Any]) -> None:
+        """Write the documented limits among `updates`; others are ignored. Raises `UnknownRun`, `UnsafeValue`."""
+        drive(self.aio.update_limits, run_id, updates)
