@@ -57,9 +57,7 @@ class Performer:
         """The present instant and a fresh commit id."""
         return kernel.Stamp(iso(self._clock.now()), self._leases.next_id())
 
-    async def start(
-        self, run: RunState, plan: StepPlan, stamp: kernel.Stamp, nodes: Collection[str]
-    ) -> RunState:
+    async def start(self, run: RunState, plan: StepPlan, stamp: kernel.Stamp, nodes: Collection[str]) -> RunState:
         """Do what a node asked for. `run.vars` hold the node's changes, admitted; they land with the first commit."""
         assert plan.effect is not None
         effect, raw = plan.effect, plan.effect.payload

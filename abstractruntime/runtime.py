@@ -277,9 +277,7 @@ class AsyncRuntime:
 
         A run that has ended is returned unchanged. Raises `UnknownRun`.
         """
-        state = await self._engine.change(
-            run_id, lambda run, stamp: kernel.cancel(run, reason, cancelled_by, stamp)
-        )
+        state = await self._engine.change(run_id, lambda run, stamp: kernel.cancel(run, reason, cancelled_by, stamp))
         if state.status is RunStatus.CANCELLED:
             self._leases.cancel_flight(run_id)
         return state
@@ -387,4 +385,3 @@ def _difference(found: RunState, asked: RunState) -> str:
         if getattr(found, name) != getattr(asked, name):
             return f"{name} ({getattr(found, name)!r}, not {getattr(asked, name)!r})"
     return "vars"
-

@@ -1,4 +1,4 @@
-"""Faults at the commit: the k-th store write dies before it, dies after it, or lands although the caller saw an error."""
+"""Faults at the commit: the k-th store write kills the process, or its answer is an error."""
 
 from __future__ import annotations
 

@@ -44,13 +44,13 @@ class Loaded(Struct, kw_only=True):
 
 
 class Backend(Protocol):
-    """One store of runs and ledgers together, with an atomic commit. `storage.sqlite` and `storage.in_memory` have one."""
+    """One store of runs and ledgers together, with an atomic commit."""
 
     #: False where state and ledger are written one after the other
     atomic: bool
 
     async def load(self, run_id: str) -> Loaded | None:
-        """The latest durable state (`run.records` is the number of its ledger records), or None. Raises StoreCorrupt."""
+        """The latest durable state, with the number of its ledger records, or None. Raises StoreCorrupt."""
 
     async def commit(self, write: Write) -> None:
         """Make the write durable, whole.
@@ -78,4 +78,4 @@ class Backend(Protocol):
         """Whether the owner's lease runs on and, on this machine, its process holds its lock."""
 
     async def claims(self, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
-        """Per stored run: the token of its intent, and whether a cancel request stands. What is not known is left out."""
+        """Per stored run: the token of its intent, and whether a cancel request stands. The unknown is left out."""

@@ -78,7 +78,9 @@ def decode_run(data: bytes, run_id: str) -> RunState:
     try:
         return _decode_run(data)
     except REFUSALS as error:
-        raise StoreCorrupt(f"The stored state of run {run_id!r} cannot be read: {error}. Restore it from a backup.") from error
+        raise StoreCorrupt(
+            f"The stored state of run {run_id!r} cannot be read: {error}. Restore it from a backup."
+        ) from error
 
 
 def encode_records(records: Sequence[StepRecord]) -> bytes:
@@ -91,7 +93,9 @@ def decode_records(data: bytes, run_id: str) -> list[StepRecord]:
     try:
         return _decode_records(data)
     except REFUSALS as error:
-        raise StoreCorrupt(f"The ledger of run {run_id!r} cannot be read: {error}. Restore it from a backup.") from error
+        raise StoreCorrupt(
+            f"The ledger of run {run_id!r} cannot be read: {error}. Restore it from a backup."
+        ) from error
 
 
 def record_dict(record: StepRecord) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import anyio
 
 from .backend import Backend
 from .clock import Clock, iso, micros
-from .errors import StoreUnclear
+from .errors import StoreClosed, StoreUnclear
 from .ids import Ids
 from .models import RunState
 from .outcomes import CancelSignal
@@ -145,6 +145,8 @@ class Leases:
                 if self._short_of(self._length * 2 / 3):
                     await self._renew()
                 await self._hear()
+            except StoreClosed:
+                return  # whoever closed the store has no use for a lease
             except Exception:  # a boundary: the next beat tries again, and an expired lease is what fences us
                 log.exception("Owner %s could not renew its lease", self.owner)
 

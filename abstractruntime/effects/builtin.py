@@ -28,5 +28,4 @@ def _inside(function: Callable[[EffectCall], EffectOutcome]) -> Handler:
     async def run(call: EffectCall) -> Any:
         return function(call)
 
-
     return Handler(run, inside=True)

@@ -83,7 +83,9 @@ def _checked_wait(wait: Any, nodes: Collection[str]) -> WaitState:
     if wait.resume_to_node is not None and wait.resume_to_node not in nodes:
         raise ValueError(f"resume_to_node {wait.resume_to_node!r} is no node of the workflow")
     until = None if wait.until is None else iso(parse_instant(wait.until))
-    return replace(wait, until=until, details=admit(wait.details, "wait.details"), choices=admit(wait.choices, "choices"))
+    return replace(
+        wait, until=until, details=admit(wait.details, "wait.details"), choices=admit(wait.choices, "choices")
+    )
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from ..core.codec import decode_records, decode_run, encode_records, encode_run, record_dict
+from ..core.codec import decode_records, decode_run, encode_records, record_dict
 from ..core.errors import InvalidId, RevisionConflict
 from ..core.ids import new_id
 from ..core.journal import prepare_save

@@ -40,7 +40,8 @@ class UserPair:
         for store, names in ((run_store, ("save", "load")), (ledger_store, ("append", "list"))):
             missing = [name for name in names if not callable(getattr(store, name, None))]
             if missing:
-                raise TypeError(f"{store!r} has no {' and no '.join(missing)}(); expected a run store and a ledger store")
+                found = f"{store!r} has no {' and no '.join(missing)}()"
+                raise TypeError(f"{found}; expected a run store and a ledger store")
         self._runs, self._ledgers = run_store, ledger_store
         #: a user's store may keep only the documented fields, so the revisions of this process are kept here
         self._revisions: dict[str, int] = {}

@@ -51,9 +51,7 @@ def cancel(
     if run.intent is None:
         return commit(run, new, ended, answers=answers)
     known = "unknown" if run.intent.token is not None else "not performed"
-    closed = step_record(
-        run, run.intent, StepStatus.CANCELLED, stamp, result={"cancelled": True, "outcome": known}
-    )
+    closed = step_record(run, run.intent, StepStatus.CANCELLED, stamp, result={"cancelled": True, "outcome": known})
     return commit(run, new, closed, ended, answers=answers)
 
 
@@ -128,9 +126,7 @@ def ask_unknown(run: RunState, stamp: Stamp) -> Commit:
         allow_free_text=False,
         details={"kind": UNKNOWN_OUTCOME, "idempotency_key": intent.key, "step_id": intent.step_id},
     )
-    ended = step_record(
-        run, intent, StepStatus.FAILED, stamp, result={"outcome": "unknown"}, error=OUTCOME_UNKNOWN
-    )
+    ended = step_record(run, intent, StepStatus.FAILED, stamp, result={"outcome": "unknown"}, error=OUTCOME_UNKNOWN)
     new.intent = replace(next_attempt(run, intent), token=None)
     return commit(run, new, ended)
 

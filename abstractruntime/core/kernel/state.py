@@ -80,9 +80,7 @@ def commit(
     run.records = before.records + len(records)
     if run.status is not RunStatus.RUNNING and run.intent is None:
         run.owner = None
-    return Commit(
-        run=run, before=before, records=records, requests=requests, answers=answers, lookup_key=lookup_key
-    )
+    return Commit(run=run, before=before, records=records, requests=requests, answers=answers, lookup_key=lookup_key)
 
 
 def step_record(run: RunState, intent: Intent, status: StepStatus, stamp: Stamp, **fields: Any) -> StepRecord:

@@ -10,7 +10,18 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ..models import Commit, Effect, EffectType, Intent, RunState, RunStatus, StepPlan, StepRecord, StepStatus, wait_record
+from ..models import (
+    Commit,
+    Effect,
+    EffectType,
+    Intent,
+    RunState,
+    RunStatus,
+    StepPlan,
+    StepRecord,
+    StepStatus,
+    wait_record,
+)
 from ..outcomes import EffectOutcome
 from ..vars import append_path, write_path
 from .state import (
@@ -152,7 +163,9 @@ def node_failed(run: RunState, node_id: str, error: str, stamp: Stamp) -> Commit
     """A node raised: the run stays where it is, and the ledger says so."""
     new = next_state(run, stamp)
     new.updated_at, new.node_errors = run.updated_at, run.node_errors + 1
-    return commit(run, new, run_record(run, "node_failed", stamp, node_id=node_id, status=StepStatus.FAILED, error=error))
+    return commit(
+        run, new, run_record(run, "node_failed", stamp, node_id=node_id, status=StepStatus.FAILED, error=error)
+    )
 
 
 def next_attempt(run: RunState, intent: Intent) -> Intent:
@@ -178,9 +191,7 @@ def _land(
     new = next_state(run, stamp, with_runtime(run.vars, effect_seq=intent.seq + 1))
     new.intent, new.node_errors = None, 0
     if outcome.status == "completed":
-        ended = step_record(
-            run, intent, StepStatus.COMPLETED, stamp, result=outcome.result, reused_from=reused_from
-        )
+        ended = step_record(run, intent, StepStatus.COMPLETED, stamp, result=outcome.result, reused_from=reused_from)
         records = (*records, ended, *_go_on(run, new, intent, outcome, stamp))
     elif outcome.status == "waiting":
         records = (*records, _wait(run, new, intent, outcome, stamp))
@@ -218,9 +229,7 @@ def _wait(run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, 
     return step_record(run, intent, StepStatus.WAITING, stamp, result={"wait": wait_record(new.waiting)})
 
 
-def _fail(
-    run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp
-) -> tuple[StepRecord, ...]:
+def _fail(run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp) -> tuple[StepRecord, ...]:
     error = outcome.error or "Effect failed without saying why"
     failed = step_record(run, intent, StepStatus.FAILED, stamp, result=outcome.result, error=error)
     new.status, new.waiting = RunStatus.FAILED, None

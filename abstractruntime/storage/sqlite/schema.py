@@ -17,7 +17,7 @@ _MIGRATIONS = migrations()
 LATEST = _MIGRATIONS[-1][0]
 
 #: pages of log before they are carried over into the file: two more flushes each time
-_CHECKPOINT_PAGES = 4_000
+_CHECKPOINT_PAGES = 2_000
 _CACHE_KIB = 16_384
 _STATEMENTS = 256
 
