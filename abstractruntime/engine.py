@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from copy import copy
 from typing import Any
 
 from msgspec.structs import replace
@@ -151,7 +152,7 @@ class Engine:
     ) -> tuple[StepPlan, RunState, kernel.Stamp]:
         """Ask the node; returns its plan, the run with what the node changed in vars, and the stamp of the step."""
         node = workflow.get_node(run.current_node)
-        view = run.__copy__() if workflow.state is None else typed_view(workflow, run)
+        view: Any = copy(run) if workflow.state is None else typed_view(workflow, run)
         view.__dict__.update(self.attach, _runtime_run_id=run.run_id, _runtime_session_id=run.session_id)
         seq = kernel.seq_of(run.vars)
         plan = await portal.here(node, view, self._context)
@@ -161,7 +162,7 @@ class Engine:
         vars = view.vars if workflow.state is None else untyped(workflow, view)
         if not isinstance(vars, dict):
             raise InvalidPlan(f"Node {run.current_node!r} left run.vars as {type(vars).__name__}; expected a dict.")
-        changed = run.__copy__()
+        changed = copy(run)
         changed.vars = kernel.restore_seq(admit(vars, "vars"), seq)
         return _checked_plan(plan, workflow, run.current_node), changed, stamp
 

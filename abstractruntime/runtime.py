@@ -344,7 +344,7 @@ class AsyncRuntime:
 
     async def _load_other(self, run_id: str) -> RunState | None:
         loaded = await self._backend.load(run_id)
-        return loaded and loaded.run
+        return None if loaded is None else loaded.run
 
     async def _answered_before(self, run_id: str, lookup_key: str, wait_key: str | None, answer: Any) -> bool:
         for record in await self._backend.find(run_id, lookup_key):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,6 +32,18 @@ log = logging.getLogger("abstractruntime.leases")
 
 #: the owners of this process: nobody knows better than they what is in flight
 _PEERS: WeakValueDictionary[str, Leases] = WeakValueDictionary()
+
+
+def _start_anew_after_fork() -> None:
+    """A child process holds nothing of what its parent holds, and may not speak in its name."""
+    inherited = list(_PEERS.values())
+    _PEERS.clear()
+    for leases in inherited:
+        leases.begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew_after_fork)
 
 
 class Flight:
@@ -55,11 +68,15 @@ class Leases:
     """The claims of one owner on one backend."""
 
     def __init__(self, backend: Backend, clock: Clock, seconds: float) -> None:
-        self._ids = Ids()
-        self.owner = self._ids.owner
         self._backend, self._clock = backend, clock
         self._length = timedelta(seconds=seconds)
         self._interval = min(1.0, seconds / 3)
+        self.begin()
+
+    def begin(self) -> None:
+        """Become an owner of a fresh name that holds nothing."""
+        self._ids = Ids()
+        self.owner = self._ids.owner
         self._flights: dict[str, Flight] = {}
         self._until = 0
         self._renewing: asyncio.Lock | None = None

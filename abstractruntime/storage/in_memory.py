@@ -142,7 +142,7 @@ class InMemoryRunStore(RunStore):
 
     def _loaded(self, run_id: str) -> Loaded | None:
         row = self._rows.get(run_id)
-        return row and Loaded(run=decode_run(row.data, run_id), requests=row.requests)
+        return None if row is None else Loaded(run=decode_run(row.data, run_id), requests=row.requests)
 
     def _put(self, write: Write) -> None:
         """Check the guard and store, or raise `RevisionConflict`; the caller holds the lock."""
@@ -151,7 +151,7 @@ class InMemoryRunStore(RunStore):
             if row is not None:
                 raise RevisionConflict(run_id, 0, row.revision, "a run of this id exists")
         elif row is None or row.revision != write.expected:
-            raise RevisionConflict(run_id, write.expected, row and row.revision)
+            raise RevisionConflict(run_id, write.expected, None if row is None else row.revision)
         elif len(row.requests) != write.answered:
             raise RevisionConflict(run_id, write.expected, row.revision, "a request stands that is not answered")
         self._rows[run_id] = _Row(write.data, write.run)

@@ -64,8 +64,9 @@ class UserPair:
         lock = self._locks.setdefault(run_id, asyncio.Lock())
         async with lock:
             found = await self.load(run_id)
-            if (found.run.revision if found else None) != write.expected:
-                raise RevisionConflict(run_id, write.expected or 0, found and found.run.revision)
+            revision = found.run.revision if found else None
+            if revision != write.expected:
+                raise RevisionConflict(run_id, write.expected or 0, revision)
             if write.count:
                 for record in decode_records(write.records, run_id):
                     await _call(self._ledgers.append, record)

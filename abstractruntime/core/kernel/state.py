@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from msgspec import Struct
@@ -59,7 +60,7 @@ def unpaused_vars(run: RunState, **notes: Any) -> dict[str, Any]:
 
 def next_state(run: RunState, stamp: Stamp, vars: dict[str, Any] | None = None) -> RunState:
     """A copy of the run at the next revision, for the caller to finish."""
-    new = run.__copy__()
+    new = copy(run)
     new.revision = run.revision + 1
     new.commit_id = stamp.id
     new.updated_at = stamp.at
