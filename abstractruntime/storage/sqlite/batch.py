@@ -150,7 +150,9 @@ class Writer:
                 continue
             run, base = write.run, write.expected_records
             run_pk = self._ids.get(run.run_id) or self._look_up(connection, run.run_id)
-            if write.hot and run.revision == write.expected + 1:
+            if write.hot:
+                if run.revision != write.expected + 1 or write.answered:  # not what the statement's guard says
+                    raise _NotWhole
                 steps.append((run_pk, run.revision, base + write.count, base, write.data))
             else:
                 full.append((run_pk, write))
@@ -181,7 +183,7 @@ class Writer:
                 waits.append(wait)
         if connection.executemany(_REPLACE_STATE, rows).rowcount != len(rows):
             raise _NotWhole
-        connection.executemany(_DELETE_WAITS, [(run_pk,) for run_pk, write in writes if not write.hot])
+        connection.executemany(_DELETE_WAITS, [(run_pk,) for run_pk, _ in writes])
         write_rows(connection, _INSERT_WAITS, waits)
         answered = [(run_pk,) for run_pk, write in writes if write.answered]
         if answered:

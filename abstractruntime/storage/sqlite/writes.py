@@ -22,6 +22,7 @@ _LAST_RUN_ID = QUERIES["last_run_id"]
 _INSERT_RUNS = QUERIES["insert_runs"]
 _SET_IDENTITY = QUERIES["set_identity"]
 _INSERT_STATES = QUERIES["insert_states"]
+_ADVANCE_STATE = QUERIES["advance_state"]
 _REPLACE_STATE = QUERIES["replace_state"]
 _GUARDS_OF_STATE = QUERIES["guards_of_state"]
 _INSERT_LEDGER = QUERIES["insert_ledger"]
@@ -162,15 +163,20 @@ def _insert(connection: sqlite3.Connection, run_pk: int | None, write: Write) ->
 
 def _replace(connection: sqlite3.Connection, run_pk: int, write: Write) -> None:
     run, records = write.run, write.expected_records + write.count
-    new = (run.revision, records, str(run.status), rest_at(run), run.owner, write.data)
     guard = (run_pk, write.expected, write.expected_records, write.answered)
-    if connection.execute(_REPLACE_STATE, new + guard).rowcount != 1:
+    if write.hot:
+        changed = connection.execute(_ADVANCE_STATE, (run.revision, records, write.data, *guard)).rowcount
+    else:
+        new = (run.revision, records, str(run.status), rest_at(run), run.owner, write.data)
+        changed = connection.execute(_REPLACE_STATE, new + guard).rowcount
+    if changed != 1:
         raise _conflict(connection, run_pk, write)
+    if write.hot:
+        return
     if write.answered:
         connection.execute(_DELETE_REQUESTS, (run_pk,))
-    if not write.hot:
-        connection.execute(_DELETE_WAITS, (run_pk,))
-        _register_wait(connection, run_pk, run)
+    connection.execute(_DELETE_WAITS, (run_pk,))
+    _register_wait(connection, run_pk, run)
 
 
 def _register_wait(connection: sqlite3.Connection, run_pk: int, run: RunState) -> None:

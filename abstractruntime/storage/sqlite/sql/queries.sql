@@ -33,6 +33,11 @@ VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, records = excluded.records, data = excluded.data
 WHERE states.revision = excluded.revision - 1 AND states.records = excluded.requested AND states.requested = 0;
 
+-- name: advance_state
+-- The same for one row, where a conflict is to be told apart.
+UPDATE states SET revision = ?, records = ?, data = ?
+WHERE id = ? AND revision = ? AND records = ? AND requested = ?;
+
 -- name: replace_state
 -- The full write: status, rest and owner may change, and whatever was requested is answered.
 UPDATE states SET revision = ?, records = ?, requested = 0, status = ?, rest_at = ?, owner = ?, data = ?

@@ -1,0 +1,116 @@
+"""Durable steps per second, processor time per step and bytes per step, on SQLite and in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from abstractruntime import (
+    AsyncRuntime,
+    AsyncSqliteLedgerStore,
+    AsyncSqliteRunStore,
+    InMemoryLedgerStore,
+    InMemoryRunStore,
+    SqliteDatabase,
+)
+
+from . import raw
+from .table import Row, row
+from .workload import KINDS, WARM_UP, Spent, drive, handle, warm, workflow
+
+RUNS = (1, 100, 1000)
+
+#: the number of runs whose processor time and bytes are shown
+_TYPICAL = 100
+
+
+class Round(msgspec.Struct, frozen=True):
+    """One measurement and its baseline."""
+
+    figure: Spent
+    baseline: Spent
+    #: steps of one commit, on average
+    batch: float = 0.0
+    disk_bytes: int = 0
+    data_bytes: int = 0
+
+
+def rows(folder: Path, *, rounds: int, scale: float) -> Iterator[Row]:
+    """All rows about steps. `scale` is the number of steps relative to a full benchmark."""
+    cases = [(kind, runs) for kind in KINDS for runs in RUNS]
+    on_sqlite: dict[tuple[str, int], list[Round]] = {case: [] for case in cases}
+    in_memory: dict[tuple[str, int], list[Round]] = {case: [] for case in cases}
+    for _ in range(rounds):
+        for kind, runs in cases:
+            steps = max(3, round(_steps(runs) * scale))
+            on_sqlite[kind, runs].append(asyncio.run(_on_sqlite(folder, kind, runs, steps)))
+            in_memory[kind, runs].append(asyncio.run(_in_memory(kind, runs, steps)))
+    for (kind, runs), found in on_sqlite.items():
+        batch = sum(one.batch for one in found) / len(found)
+        what = f"{kind} steps, SQLite FULL, {_runs(runs)}"
+        baseline = f"raw sqlite3, same rows, {batch:.0f} per commit"
+        yield row(what, "steps/s", _rates(found), baseline, least_ratio=0.7 if runs == 1 else 0.5)
+    for (kind, runs), found in in_memory.items():
+        yield row(f"{kind} steps, in memory, {_runs(runs)}", "steps/s", _rates(found), "encode into a dict")
+    for where, measured in (("SQLite FULL", on_sqlite), ("in memory", in_memory)):
+        for kind in KINDS:
+            cpu = [(one.figure.cpu, one.baseline.cpu) for one in measured[kind, _TYPICAL]]
+            yield row(f"CPU per {kind} step, {where}, {_runs(_TYPICAL)}", "us", cpu, "the same writer's CPU")
+    for kind in KINDS:
+        grown = [
+            (one.disk_bytes / one.figure.steps, one.data_bytes / one.figure.steps) for one in on_sqlite[kind, _TYPICAL]
+        ]
+        yield row(f"disk per {kind} step, {_runs(_TYPICAL)}", "bytes", grown, "bytes of its records")
+
+
+async def _on_sqlite(folder: Path, kind: str, runs: int, steps: int) -> Round:
+    with TemporaryDirectory(dir=folder) as name:
+        file, other = Path(name, "runtime.sqlite3"), Path(name, "raw.sqlite3")
+        database = SqliteDatabase(file)
+        spec = workflow(kind)
+        runtime = AsyncRuntime(
+            run_store=AsyncSqliteRunStore(database),
+            ledger_store=AsyncSqliteLedgerStore(database),
+            effect_handlers={"host": handle},
+        )
+        async with database, runtime:
+            ids = await warm(runtime, spec, runs)
+            raw.copy(database, other)
+            recorder = raw.Recorder(database)
+            figure = await drive(runtime, spec, ids, steps)
+        commits = [step for batch in recorder.batches for step in batch]
+        assert len(commits) == figure.steps * (2 if kind == "outside" else 1)
+        before = other.stat().st_size
+        return Round(
+            figure,
+            raw.write_to_sqlite(other, recorder.batches, figure.steps),
+            batch=len(commits) / len(recorder.batches),
+            disk_bytes=file.stat().st_size - before,  # the log was carried over and removed by the close
+            data_bytes=recorder.data_bytes,
+        )
+
+
+async def _in_memory(kind: str, runs: int, steps: int) -> Round:
+    run_store, ledger_store = InMemoryRunStore(), InMemoryLedgerStore()
+    spec = workflow(kind)
+    async with AsyncRuntime(run_store=run_store, ledger_store=ledger_store, effect_handlers={"host": handle}) as runtime:
+        ids = await warm(runtime, spec, runs)
+        figure = await drive(runtime, spec, ids, steps)
+    return Round(figure, raw.write_to_dict(run_store, ledger_store, ids, figure.steps + WARM_UP * runs))
+
+
+def _steps(runs: int) -> int:
+    """Steps of each run in a full benchmark."""
+    return {1: 2000, 100: 200}.get(runs, 20)
+
+
+def _rates(found: list[Round]) -> list[tuple[float, float]]:
+    return [(one.figure.rate, one.baseline.rate) for one in found]
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count:,} runs"
