@@ -33,6 +33,7 @@ from abstractruntime import (
 from abstractruntime.core.models import TERMINAL
 from abstractruntime.storage.user_pair import join_stores
 
+from .checks import check_ledger
 from .clocks import StillClock
 from .faults import FaultyBackend, FaultyRunStore, ProcessDied
 from .scale import scaled
@@ -226,24 +227,6 @@ class World:
     async def close(self) -> None:
         for database in self._databases:
             await database.aclose()
-
-
-def check_ledger(state: RunState, ledger: list[dict[str, Any]]) -> None:
-    """The ledger proves the state: every promise ended, every effect landed once, the last record is the end."""
-    assert len(ledger) == state.records
-    started = [record["step_id"] for record in ledger if record["status"] == "started"]
-    assert len(started) == len(set(started)), "two STARTED records share a step id"
-    ended = Counter(r["step_id"] for r in ledger if r["status"] != "started" and r["step_id"] in set(started))
-    assert set(ended) == set(started), "a promise without an end"
-    assert set(ended.values()) <= {1}, "a step ended twice"
-    landed = Counter(
-        record["step_id"].rpartition(":")[2].partition(".")[0]
-        for record in ledger
-        if record["status"] in ("completed", "waiting") and record["step_id"] in set(started)
-    )
-    assert set(landed.values()) <= {1}, "an effect landed twice"
-    assert state.vars["_runtime"]["effect_seq"] == len(landed)
-    assert ledger[-1]["idempotency_key"] == f"system:terminal_status:{state.status}"
 
 
 def shape(ledger: list[dict[str, Any]]) -> list[tuple[Any, ...]]:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from abstractruntime import (
+    AsyncInMemoryLedgerStore,
+    AsyncInMemoryRunStore,
+    AsyncRuntime,
+    DefaultEffectPolicy,
     EffectOutcome,
+    InMemoryLedgerStore,
+    InMemoryRunStore,
     InvalidId,
+    NoRetryPolicy,
     RunIdentityConflict,
     RunStatus,
+    Runtime,
     RuntimeConfig,
+    StepPlan,
     UnknownRun,
     UnsafeValue,
 )
 
 from . import worlds
-from .worlds import World, ask, end, eventually, flow, go, one
+from .clocks import StillClock
+from .worlds import World, flow, go, one
 
 world = worlds.world
 
@@ -135,7 +147,7 @@ async def test_run_starts_and_drives_to_the_end(world: World) -> None:
 async def test_run_goes_beyond_the_steps_of_one_tick(world: World) -> None:
     def count(run, ctx):
         run.vars["n"] = run.vars.get("n", 0) + 1
-        return worlds.StepPlan("count", next_node="count" if run.vars["n"] < 1200 else "end")
+        return StepPlan("count", next_node="count" if run.vars["n"] < 1200 else "end")
 
     state = await world.runtime().run(flow("count", count=count))
     assert state.output == {"n": 1200}
@@ -150,8 +162,6 @@ async def test_run_stops_at_a_wait_and_is_safe_to_repeat(world: World) -> None:
 
 
 async def test_run_stops_when_the_next_attempt_is_due_later(world: World) -> None:
-    from abstractruntime import DefaultEffectPolicy
-
     rt = world.runtime(
         {"flaky": lambda call: EffectOutcome.failed("not yet")},
         effect_policy=DefaultEffectPolicy(3, default_backoff_base=500.0, default_backoff_max=500.0),
@@ -224,7 +234,7 @@ async def test_reading_what_an_unknown_run_did_finds_nothing(world: World) -> No
 
 async def test_a_runtime_shows_what_it_was_built_from(world: World) -> None:
     runs, ledgers = world.stores()
-    config, policy, registry = RuntimeConfig(model="m"), worlds.StillPolicy(), {"flow": QUESTION}
+    config, policy, registry = RuntimeConfig(model="m"), NoRetryPolicy(), {"flow": QUESTION}
     rt = world.runtime(stores=(runs, ledgers), config=config, effect_policy=policy, workflow_registry=registry)
     assert rt.run_store is runs
     assert rt.ledger_store is ledgers
@@ -232,7 +242,7 @@ async def test_a_runtime_shows_what_it_was_built_from(world: World) -> None:
     assert rt.effect_policy is policy
     assert rt.workflow_registry is registry
     assert rt.artifact_store is None
-    other, store = worlds.StillPolicy(), object()
+    other, store = NoRetryPolicy(), object()
     rt.set_effect_policy(other)
     rt.set_artifact_store(store)
     rt.set_workflow_registry(None)
@@ -242,17 +252,6 @@ async def test_a_runtime_shows_what_it_was_built_from(world: World) -> None:
 
 
 def test_either_runtime_takes_either_kind_of_store() -> None:
-    import asyncio
-
-    from abstractruntime import (
-        AsyncInMemoryLedgerStore,
-        AsyncInMemoryRunStore,
-        AsyncRuntime,
-        InMemoryLedgerStore,
-        InMemoryRunStore,
-        Runtime,
-    )
-
     work = flow("a", a=go("a", "end"))
     blocking = Runtime(run_store=AsyncInMemoryRunStore(), ledger_store=AsyncInMemoryLedgerStore())
     assert blocking.run(work).status is RunStatus.COMPLETED
@@ -264,9 +263,8 @@ def test_either_runtime_takes_either_kind_of_store() -> None:
     assert asyncio.run(main()) is RunStatus.COMPLETED
 
 
-async def test_the_old_private_names_that_programs_read_are_there(world: World) -> None:
-    if world.facade == "async":
-        return
-    rt = world.runtime().rt
+def test_the_private_names_that_programs_in_the_field_read_are_there() -> None:
+    clock = StillClock()
+    rt = Runtime(run_store=InMemoryRunStore(), ledger_store=InMemoryLedgerStore(), clock=clock)
     assert rt._run_store is rt.run_store
     assert rt._ctx.now_iso() == "2026-01-31T09:00:00.000000+00:00"

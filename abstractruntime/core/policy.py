@@ -107,7 +107,7 @@ def compute_idempotency_key(*, run_id: str, node_id: str, effect: Effect, effect
     """32 hex characters: equal for the same effect of the same step, different for any other.
 
     Ids and spelling that a model makes up anew each time it writes a tool call do not count. Raises `UnsafeValue`
-    when the payload is no JSON.
+    naming the path when the payload cannot be written as JSON.
     """
     payload = _tool_calls(effect.payload) if effect.type == EffectType.TOOL_CALLS else effect.payload
     parts = {

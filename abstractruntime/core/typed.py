@@ -94,7 +94,7 @@ def check_state_type(state: Any) -> None:
         fields = _state_fields(state)
         msgspec.json.Decoder(state)
     except TypeError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(str(error).rstrip(".")) from error
     ours = sorted(name for name in fields or () if _is_engine(name))
     if ours:
         raise ValueError(f"names that start with '_' belong to the engine, found {', '.join(map(repr, ours))}")

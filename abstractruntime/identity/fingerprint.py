@@ -27,7 +27,7 @@ class ActorFingerprint(Struct, frozen=True):
         """The actor of this description: equal descriptions have equal ids. Raises `UnsafeValue` if it is no JSON.
 
         >>> ActorFingerprint.from_metadata(kind="agent", display_name="Ada").actor_id
-        'ar_d5cebbe97a60ad5dbcc4db12'
+        'ar_e508cb48c68433441d52489b'
         """
         described = {"kind": kind, "display_name": display_name, "metadata": metadata or {}}
         try:

@@ -1,0 +1,50 @@
+"""What must hold of a run and its ledger, whatever happened to the processes that moved it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from abstractruntime import RunState
+
+Ledger = list[dict[str, Any]]
+
+
+def check_ledger(state: RunState, ledger: Ledger) -> None:
+    """The ledger proves the state: every promise ended, every effect landed once, the last record is the end."""
+    assert len(ledger) == state.records
+    started = [record["step_id"] for record in ledger if record["status"] == "started"]
+    assert len(started) == len(set(started)), "two STARTED records share a step id"
+    ended = Counter(r["step_id"] for r in ledger if r["status"] != "started" and r["step_id"] in set(started))
+    assert set(ended) == set(started), "a promise without an end"
+    assert set(ended.values()) <= {1}, "a step ended twice"
+    landed = Counter(
+        record["step_id"].rpartition(":")[2].partition(".")[0]
+        for record in ledger
+        if record["status"] in ("completed", "waiting") and record["step_id"] in set(started)
+    )
+    assert set(landed.values()) <= {1}, "an effect landed twice"
+    assert state.vars["_runtime"]["effect_seq"] == len(landed)
+    assert ledger[-1]["idempotency_key"] == f"system:terminal_status:{state.status}"
+
+
+def check_on_the_way(state: RunState, ledger: Ledger) -> None:
+    """At any moment: the state counts its records, and the only promise without an end is the effect in flight."""
+    assert len(ledger) == state.records
+    started = Counter(record["step_id"] for record in ledger if record["status"] == "started")
+    ended = Counter(r["step_id"] for r in ledger if r["status"] != "started" and r["step_id"] in started)
+    in_flight = {state.intent.step_id} if state.intent is not None and state.intent.token is not None else set()
+    assert set((started - ended).elements()) == in_flight
+    assert not ended - started, "a step ended twice"
+
+
+def attempts_of(ledger: Ledger) -> Counter[str]:
+    """How many attempts at each effect the ledger knows, by idempotency key."""
+    return Counter(record["idempotency_key"] for record in ledger if record["status"] == "started")
+
+
+def lost_attempts_of(ledger: Ledger) -> Counter[str]:
+    """How many of them ended with an unknown outcome, because their process died or lost its lease."""
+    return Counter(
+        record["idempotency_key"] for record in ledger if (record["result"] or {}) == {"outcome": "unknown"}
+    )

@@ -1,0 +1,124 @@
+"""A process that drives several runs to their ends, for a test that kills it: `python -m tests.killed_worker DB WORLD RUNS`.
+
+Whatever it finds half done it goes on with. It says `ready` when it begins, and ends with code 0 when all runs have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+from abstractruntime import (
+    AsyncRuntime,
+    AsyncSqliteLedgerStore,
+    AsyncSqliteRunStore,
+    Effect,
+    EffectCall,
+    EffectOutcome,
+    EffectType,
+    RunState,
+    RunStatus,
+    SqliteDatabase,
+    StepPlan,
+    WorkflowSpec,
+)
+
+from .outside import perform
+
+#: outside effects of one run: these in a loop, one in a thread, one after the answer
+LOOPS = 3
+OUTSIDE = LOOPS + 2
+
+
+def say(run: RunState, ctx: Any) -> StepPlan:
+    return StepPlan("say", Effect(EffectType.ANSWER_USER, {"message": "hello"}, "said"), "act")
+
+
+def act(run: RunState, ctx: Any) -> StepPlan:
+    """The same effect several times: each must be performed."""
+    count = run.vars["count"] = run.vars.get("count", 0) + 1
+    return StepPlan("act", Effect("act", {"of": run.vars["number"]}, f"acts.{count}"), "act" if count < LOOPS else "hop")
+
+
+def hop(run: RunState, ctx: Any) -> StepPlan:
+    run.vars["hops"] = run.vars.get("hops", 0) + 1
+    return StepPlan("hop", next_node="threaded")
+
+
+def threaded(run: RunState, ctx: Any) -> StepPlan:
+    return StepPlan("threaded", Effect("act_in_thread", {}, "acts.threaded"), "past")
+
+
+def past(run: RunState, ctx: Any) -> StepPlan:
+    return StepPlan("past", Effect(EffectType.WAIT_UNTIL, {"until": "2020-01-01T00:00:00Z"}, "past"), "ask")
+
+
+def ask(run: RunState, ctx: Any) -> StepPlan:
+    return StepPlan("ask", Effect(EffectType.ASK_USER, {"prompt": "Go on?"}, "answer"), "last")
+
+
+def last(run: RunState, ctx: Any) -> StepPlan:
+    return StepPlan("last", Effect("act", {"last": True}, "acts.last"), "end")
+
+
+def end(run: RunState, ctx: Any) -> StepPlan:
+    return StepPlan("end", complete_output={name: run.vars[name] for name in ("number", "hops", "answer", "acts")})
+
+
+WORKFLOW: WorkflowSpec[Any] = WorkflowSpec(
+    "killed",
+    "say",
+    {"say": say, "act": act, "hop": hop, "threaded": threaded, "past": past, "ask": ask, "last": last, "end": end},
+)
+
+
+def expected_output(number: int) -> dict[str, Any]:
+    names = [*(str(count + 1) for count in range(LOOPS)), "threaded", "last"]
+    return {
+        "number": number,
+        "hops": 1,
+        "answer": {"text": f"yes {number}"},
+        "acts": {name: {"step": step} for step, name in enumerate(names, 1)},
+    }
+
+
+def outcome(call: EffectCall) -> EffectOutcome:
+    return EffectOutcome.completed({"step": len(call.run.vars.get("acts", {})) + 1})
+
+
+async def main(database: Path, world: Path, runs: int) -> None:
+    async def act(call: EffectCall) -> EffectOutcome:
+        await asyncio.to_thread(perform, world, call)
+        return outcome(call)
+
+    def act_in_thread(call: EffectCall) -> EffectOutcome:
+        perform(world, call)
+        return outcome(call)
+
+    async with SqliteDatabase(database, synchronous="FULL") as db:
+        stores = {"run_store": AsyncSqliteRunStore(db), "ledger_store": AsyncSqliteLedgerStore(db)}
+        async with AsyncRuntime(**stores, effect_handlers={"act": act, "act_in_thread": act_in_thread}) as rt:
+            await asyncio.gather(*(drive(rt, number) for number in range(runs)))
+
+
+async def drive(rt: AsyncRuntime, number: int) -> None:
+    run_id = f"run-{number}"
+    await rt.start(workflow=WORKFLOW, run_id=run_id, vars={"number": number})
+    state = await rt.tick(workflow=WORKFLOW, run_id=run_id)
+    if state.status is RunStatus.WAITING:
+        assert state.waiting is not None
+        state = await rt.resume(
+            workflow=WORKFLOW,
+            run_id=run_id,
+            wait_key=state.waiting.wait_key,
+            payload={"text": f"yes {number}"},
+            resume_id=f"answer-{number}",
+        )
+    assert state.status is RunStatus.COMPLETED, state
+
+
+if __name__ == "__main__":
+    print("ready", flush=True)
+    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

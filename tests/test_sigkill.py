@@ -1,0 +1,111 @@
+"""A process is killed with SIGKILL again and again, at random moments; another goes on, and nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from abstractruntime import RunStatus, SqliteDatabase, SqliteLedgerStore, SqliteRunStore
+
+from .checks import attempts_of, check_ledger, check_on_the_way, lost_attempts_of
+from .killed_worker import OUTSIDE, expected_output
+from .outside import performances
+from .scale import scaled
+
+ROOT = Path(__file__).parent.parent
+RUNS = 8
+KILLS = scaled(20, 200)
+
+#: seconds; far more than one life takes
+BOUND = 60
+
+
+class World:
+    """One database, the world outside it, and the processes that lived and died on them."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.database, self.outside = folder / "runs.db", folder / "world"
+        self.lives: list[int] = []
+
+    def live(self, until: float | None) -> float | None:
+        """One life: killed after so many seconds (None is returned), or to its end, and how many seconds it took."""
+        command = [sys.executable, "-m", "tests.killed_worker", str(self.database), str(self.outside), str(RUNS)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            self.lives.append(process.pid)
+            begun = time.monotonic()
+            try:
+                assert process.wait(BOUND if until is None else until) == 0
+            except subprocess.TimeoutExpired:
+                process.kill()
+                assert until is not None, f"a life took more than {BOUND} s"
+                return None
+        return time.monotonic() - begun
+
+    def check_on_the_way(self) -> None:
+        """Right after a kill the file is whole, and state and ledger of every run agree."""
+        with SqliteDatabase(self.database) as db:
+            runs, ledgers = SqliteRunStore(db), SqliteLedgerStore(db)
+            for number in range(RUNS):
+                state = runs.load(f"run-{number}")
+                if state is not None:
+                    check_on_the_way(state, ledgers.list(state.run_id))
+
+    def check_end(self) -> Counter[str]:
+        """All runs completed, and what the kills cost is accounted for; returns the counts."""
+        attempts: Counter[str] = Counter()
+        lost: Counter[str] = Counter()
+        with SqliteDatabase(self.database) as db:
+            runs, ledgers = SqliteRunStore(db), SqliteLedgerStore(db)
+            for number in range(RUNS):
+                state, ledger = runs.load(f"run-{number}"), ledgers.list(f"run-{number}")
+                assert state is not None
+                assert (state.status, state.output) == (RunStatus.COMPLETED, expected_output(number))
+                check_ledger(state, ledger)
+                outside = [r for r in ledger if r["effect"] and str(r["effect"]["type"]).startswith("act")]
+                attempts += attempts_of(outside)
+                lost += lost_attempts_of(outside)
+            with db.connection() as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+            connection.close()
+        done = performances(self.outside)
+        performed = Counter(performance.key for performance in done)
+        assert len(attempts) == RUNS * OUTSIDE
+        assert performed.keys() == attempts.keys(), "an effect was never performed, or under a key nobody knows"
+        for key, times in performed.items():
+            assert attempts[key] == 1 + lost[key], "an attempt was lost, and the ledger does not say so"
+            assert times <= attempts[key], "performed again although no process died between perform and settle"
+            lives = [self.lives.index(performance.pid) for performance in done if performance.key == key]
+            assert lives == sorted(set(lives)), "performed twice by one process, or by a dead one"
+        again = sum(performed.values()) - len(performed)
+        return Counter(effects=len(performed), performed_again=again, attempts_lost=lost.total())
+
+
+@pytest.mark.timeout(scaled(300, 3600))
+def test_killed_at_random_moments_every_run_completes_and_every_effect_is_accounted_for(
+    tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(seed)
+    first = World(tmp_path / "undisturbed")
+    duration = first.live(None)
+    assert duration is not None
+    first.check_end()
+    kills, worlds, counts = 0, 0, Counter[str]()
+    while kills < KILLS:
+        world = World(tmp_path / str(worlds))
+        worlds += 1
+        while world.live(rng.uniform(0, duration) if kills < KILLS else None) is None:
+            kills += 1
+            if rng.random() < 0.5:  # else the next process is the first that looks at what the dead one left
+                world.check_on_the_way()
+        counts += world.check_end()
+    with capsys.disabled():
+        print(f"\n{kills} kills in {worlds} worlds of {RUNS} runs, seed {seed}: {dict(counts)}")
