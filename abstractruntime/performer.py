@@ -13,7 +13,6 @@ from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
-import anyio
 from msgspec.structs import replace
 
 from .core import kernel, portal
@@ -22,7 +21,7 @@ from .core.codec import copy_of_run
 from .core.errors import RevisionConflict, SecretUnavailable
 from .core.journal import Journal
 from .core.leases import Flight, Leases
-from .core.models import TERMINAL, Effect, Intent, RunState, StepPlan, StepRecord, StepStatus
+from .core.models import Effect, Intent, RunState, RunStatus, StepPlan, StepRecord, StepStatus
 from .core.outcomes import CancelSignal, EffectCall, EffectOutcome
 from .core.policy import EffectPolicy, has_default_keys, unknown_rule
 from .core.secrets import Secrets, redact, reveal
@@ -122,6 +121,7 @@ class Performer:
     ) -> RunState:
         try:
             run = await self._journal.commit(claim)
+            flight.claimed = True
             intent = run.intent
             assert intent is not None
             outcome = await self._outcome_in_flight(run, intent, handler, flight, raw, nodes)
@@ -144,13 +144,10 @@ class Performer:
             payload, hidden = reveal(intent.effect.payload, raw, self._secrets)
         except SecretUnavailable as error:
             return EffectOutcome.failed(str(error), retryable=False)
+        if flight.signal.is_set():
+            return EffectOutcome.cancelled()
         call = self._call(copy_of_run(run), intent, payload, flight.signal, intent.started_at)
-        outcome = EffectOutcome.cancelled()
-        with anyio.CancelScope() as flight.scope:
-            if flight.signal.is_set():
-                flight.scope.cancel()
-            outcome = await self._outcome(handler, call, nodes, hidden)
-        return outcome
+        return await flight.attend(self._outcome(handler, call, nodes, hidden))
 
     async def _outcome(
         self, handler: Handler, call: EffectCall, nodes: Collection[str], hidden: list[str]
@@ -191,12 +188,12 @@ class Performer:
 
     async def _too_late(self, run: RunState, intent: Intent, outcome: EffectOutcome) -> RunState:
         """The claim is gone. Withdrawn: journal what came late. Held by another: it is theirs to end."""
-        while run.intent is None and run.status in TERMINAL and outcome.status != "cancelled":
+        while run.status is RunStatus.CANCELLED and outcome.status != "cancelled":
             try:
                 return await self._journal.commit(kernel.late(run, intent, outcome, self.stamp()))
             except RevisionConflict:
                 run = (await self._journal.load(run.run_id)).run
-        if run.status not in TERMINAL:
+        if run.status is not RunStatus.CANCELLED:
             log.warning("Run %s: step %s was taken over; its outcome is dropped", run.run_id, intent.step_id)
         return run
 

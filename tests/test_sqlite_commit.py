@@ -301,7 +301,7 @@ def test_a_batch_means_the_same_as_its_members_one_by_one(tmp_path, seed):
         # Requests come last: writes that queued up together have no order among each other, and this keeps one.
         asking = [member for member in batch if member.requests]
         batch = [member for member in batch if not member.requests] + asking[:1]
-        if rng.random() < 0.1:
+        if rng.random() < 0.2:
             batches(together, [_clear])
             singles(apart, [_clear])
         outcomes = batches(together, batch)
@@ -309,7 +309,7 @@ def test_a_batch_means_the_same_as_its_members_one_by_one(tmp_path, seed):
         assert [describe(outcome) for outcome in outcomes] == [describe(outcome) for outcome in expected]
         assert dump(together) == dump(apart)
         landed += sum(outcome is None for outcome in outcomes)
-    assert landed > 100
+    assert landed > 30
     together.close()
     apart.close()
 

@@ -14,19 +14,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 from weakref import WeakValueDictionary
-
-import anyio
 
 from .backend import Backend
 from .clock import Clock, iso, micros
 from .errors import StoreClosed, StoreUnclear
 from .ids import Ids
 from .models import RunState
-from .outcomes import CancelSignal
+from .outcomes import CancelSignal, EffectOutcome
 
 log = logging.getLogger("abstractruntime.leases")
 
@@ -49,19 +48,46 @@ if hasattr(os, "register_at_fork"):
 class Flight:
     """One effect that this owner performs now."""
 
-    __slots__ = ("_loop", "run_id", "scope", "signal", "token")
+    __slots__ = ("_loop", "_task", "_withdrawn", "claimed", "run_id", "signal", "token")
 
     def __init__(self, run_id: str, token: str) -> None:
         self.run_id, self.token = run_id, token
         self.signal = CancelSignal()
-        self.scope: anyio.CancelScope | None = None
         self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[Any] | None = None
+        self._withdrawn = False
+        #: whether the commit of the claim has landed: before that, others cannot know of it
+        self.claimed = False
+
+    async def attend(self, work: Coroutine[Any, Any, EffectOutcome]) -> EffectOutcome:
+        """Await the handler; a cancelled outcome when `cancel` ends it, while the caller's own cancellation is raised.
+
+        Told apart as `asyncio.timeout` does it, by counting what this flight itself asked of the task.
+        """
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        try:
+            outcome = await work
+        except asyncio.CancelledError:
+            if not self._withdrawn or task.uncancel() > 0:
+                raise
+            return EffectOutcome.cancelled()
+        finally:
+            self._task = None
+        if self._withdrawn:  # the handler took no notice
+            task.uncancel()
+        return outcome
 
     def cancel(self) -> None:
         """Tell the handler to stop. Safe from any thread."""
         self.signal.set()
-        if self.scope is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.scope.cancel)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._interrupt)
+
+    def _interrupt(self) -> None:
+        if self._task is not None and not self._withdrawn:
+            self._withdrawn = True
+            self._task.cancel()
 
 
 class Leases:
@@ -169,7 +195,7 @@ class Leases:
 
     async def _hear(self) -> None:
         """Cancel what was withdrawn or taken over behind our back."""
-        flights = list(self._flights.values())
+        flights = [flight for flight in self._flights.values() if flight.claimed]
         claims = await self._backend.claims({flight.run_id for flight in flights})
         for flight in flights:
             token, cancel = claims.get(flight.run_id, (flight.token, False))

@@ -1,0 +1,253 @@
+"""Several processes on one database: one performs an effect, the others see it, and the dead are replaced."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abstractruntime import (
+    EffectCall,
+    EffectOutcome,
+    RunState,
+    RunStatus,
+    Runtime,
+    SqliteDatabase,
+    SqliteLedgerStore,
+    SqliteRunStore,
+)
+
+from .checks import attempts_of, check_ledger, lost_attempts_of
+from .killed_worker import OUTSIDE, expected_output
+from .outside import perform, performances
+from .process_worker import HELD, RUN
+from .scale import scaled
+
+ROOT = Path(__file__).parent.parent
+RUNS = scaled(30, 500)
+
+#: seconds; how long a test waits for what takes one at most
+BOUND = 30
+
+
+class Worker:
+    """A process of `tests.process_worker`, one line of talk at a time."""
+
+    def __init__(self, folder: Path, mode: str, *arguments: object) -> None:
+        command = [sys.executable, "-m", "tests.process_worker", mode, folder / "runs.db", folder / "world", *arguments]
+        self._errors = (folder / f"errors-{'-'.join(map(str, arguments))}").open("w+")
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        # A worker that hangs must fail its test and not hang it: readline() then finds the end of the talk.
+        self._watch = threading.Timer(scaled(60, 600), self.process.kill)
+        self._watch.start()
+
+    def hear(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"ended with code {self.process.wait()}: {self.errors()}"
+        return line.strip()
+
+    def tell(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def errors(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """It ends by itself, with code 0."""
+        assert self.process.wait() == 0, self.errors()
+
+    def close(self) -> None:
+        self._watch.cancel()
+        self.process.kill()
+        self.process.communicate()
+        self._errors.close()
+
+
+Start = Callable[..., Worker]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a worker; all are gone when the test ends."""
+    workers: list[Worker] = []
+
+    def start(mode: str, *arguments: object) -> Worker:
+        workers.append(Worker(tmp_path, mode, *arguments))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.close()
+
+
+class Here:
+    """A runtime in this process on the workers' database, and what it finds there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.world = folder / "runs.db", folder / "world"
+        self.db = SqliteDatabase(self.path)
+        self.runs, self.ledgers = SqliteRunStore(self.db), SqliteLedgerStore(self.db)
+        self.rt = Runtime(run_store=self.runs, ledger_store=self.ledgers, effect_handlers={"act": self.act})
+
+    def act(self, call: EffectCall) -> EffectOutcome:
+        perform(self.world, call)
+        return EffectOutcome.completed("the successor")
+
+    def begin(self, **vars: Any) -> None:
+        self.rt.start(workflow=HELD, run_id=RUN, vars=vars)
+
+    def tick(self) -> RunState:
+        return self.rt.tick(workflow=HELD, run_id=RUN)
+
+    def tick_until_it_moves(self) -> RunState:
+        give_up = time.monotonic() + BOUND
+        while (state := self.tick()).status is RunStatus.RUNNING:
+            assert time.monotonic() < give_up, f"nobody took over: {state}"
+        return state
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Here]:
+    here = Here(tmp_path)
+    with here.db, here.rt:
+        yield here
+
+
+def test_three_processes_ticking_the_same_runs_perform_no_effect_twice(start: Start, here: Here, seed: int) -> None:
+    rng = random.Random(seed)
+    workers = [start("drive", rng.randrange(10**6), RUNS) for _ in range(3)]
+    for worker in workers:
+        assert worker.hear() == "ready"
+    for worker in workers:
+        worker.tell()
+    for worker in workers:
+        worker.end()
+    attempts: Counter[str] = Counter()
+    for number in range(RUNS):
+        state, ledger = here.rt.get_state(f"run-{number}"), here.rt.get_ledger(f"run-{number}")
+        assert (state.status, state.output) == (RunStatus.COMPLETED, expected_output(number))
+        check_ledger(state, ledger)
+        attempts += attempts_of([r for r in ledger if r["effect"] and str(r["effect"]["type"]).startswith("act")])
+    done = performances(here.world)
+    assert Counter(performance.key for performance in done) == attempts
+    assert set(attempts.values()) == {1}
+    assert len(attempts) == RUNS * OUTSIDE
+    assert len({performance.pid for performance in done}) > 1, "one process did it all, and nothing was shown"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
+@pytest.mark.parametrize("asks", [False, True], ids=["that ends", "that waits"])
+@pytest.mark.parametrize("how", ["deaf", "listening"])
+def test_a_stopped_owner_is_replaced_and_its_late_outcome_changes_nothing(
+    start: Start, here: Here, how: str, asks: bool
+) -> None:
+    here.begin(ask=asks)
+    owner = start("hold", 0.3, how)
+    assert owner.hear() == "inside"
+    stop(owner, here.path)
+    taken = here.tick_until_it_moves()
+    assert taken.vars["by"] == "the successor"
+    ledger = here.rt.get_ledger(RUN)
+    os.kill(owner.process.pid, signal.SIGCONT)
+    if how == "listening":
+        assert owner.hear() == "cancelled"
+    owner.tell()
+    assert owner.hear() == f"{taken.status} False the successor"
+    owner.end()
+    assert here.rt.get_state(RUN) == taken
+    assert here.rt.get_ledger(RUN) == ledger
+    (key,) = lost_attempts_of(ledger)
+    assert [(p.key, p.pid, p.attempt) for p in performances(here.world)] == [
+        (key, owner.process.pid, 1),
+        (key, os.getpid(), 2),
+    ]
+
+
+def stop(owner: Worker, database: Path) -> None:
+    """Stop the process, but not in the middle of a write: it would keep the file locked and nobody could go on."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        os.kill(owner.process.pid, signal.SIGSTOP)
+        os.waitpid(owner.process.pid, os.WUNTRACED)
+        connection.execute("ROLLBACK")
+
+
+def test_a_killed_owner_is_replaced_at_once_however_long_its_lease(start: Start, here: Here) -> None:
+    here.begin()
+    owner = start("hold", 3600, "listening")
+    assert owner.hear() == "inside"
+    assert here.tick().status is RunStatus.RUNNING, "a living owner lost its effect"
+    owner.kill()
+    state = here.tick()
+    assert (state.status, state.output) == (RunStatus.COMPLETED, {"by": "the successor"})
+    check_ledger(state, here.rt.get_ledger(RUN))
+    assert [p.attempt for p in performances(here.world)] == [1, 2]
+    assert len({p.key for p in performances(here.world)}) == 1
+
+
+@pytest.mark.parametrize("how", ["listening", "thread"])
+def test_a_cancel_from_another_process_reaches_the_running_handler(start: Start, here: Here, how: str) -> None:
+    here.begin()
+    owner = start("hold", 30, how)
+    assert owner.hear() == "inside"
+    begun = time.monotonic()
+    cancelled = here.rt.cancel_run(RUN, reason="too late for that")
+    assert owner.hear() == "cancelled"
+    assert time.monotonic() - begun < BOUND / 3
+    assert owner.hear() == "cancelled False None"
+    owner.tell()
+    owner.end()
+    state, ledger = here.rt.get_state(RUN), here.rt.get_ledger(RUN)
+    assert (state.status, state.error) == (RunStatus.CANCELLED, "too late for that")
+    assert state == cancelled
+    check_ended_by_cancel(state, ledger)
+    assert len(performances(here.world)) == 1
+
+
+def check_ended_by_cancel(state: RunState, ledger: list[dict[str, Any]]) -> None:
+    assert len(ledger) == state.records
+    assert [r["status"] for r in ledger] == ["started", "cancelled", "completed"]
+    assert ledger[1]["result"]["outcome"] == "unknown"
+
+
+def test_a_pause_from_another_process_lets_the_effect_land_and_nothing_runs_twice(start: Start, here: Here) -> None:
+    here.begin()
+    owner = start("hold", 30, "listening")
+    assert owner.hear() == "inside"
+    assert here.rt.pause_run(RUN, reason="lunch").paused
+    owner.tell()
+    assert owner.hear() == "waiting True the owner"
+    owner.end()
+    assert here.tick().paused, "a paused run moved"
+    here.rt.resume_run(RUN)
+    state = here.tick()
+    assert (state.status, state.output) == (RunStatus.COMPLETED, {"by": "the owner"})
+    check_ledger(state, here.rt.get_ledger(RUN))
+    assert [p.pid for p in performances(here.world)] == [owner.process.pid]
