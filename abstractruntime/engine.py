@@ -31,7 +31,7 @@ from .core.errors import (
 from .core.journal import Journal
 from .core.leases import Leases
 from .core.models import TERMINAL, Commit, Effect, Request, RunState, StepPlan
-from .core.secrets import admit
+from .core.secrets import admit, admit_both
 from .core.spec import WorkflowSpec, follow
 from .core.typed import typed_view, untyped
 from .performer import Performer
@@ -137,7 +137,7 @@ class Engine:
     async def _step(self, workflow: WorkflowSpec[Any], run: RunState, stamp: kernel.Stamp) -> RunState:
         node_id = run.current_node
         try:
-            plan, run, stamp = await self._ask(workflow, run, stamp)
+            plan, raw, stamp = await self._ask(workflow, run, stamp)
         except Exception as error:  # a boundary: what a node raises belongs to the caller, the ledger says so too
             await self._note_failure(run.run_id, node_id, error)
             raise
@@ -145,12 +145,15 @@ class Engine:
             return await self._journal.commit(kernel.complete(run, plan, stamp))
         if plan.effect is None:
             return await self._journal.commit(kernel.move(run, plan, stamp))
-        return await self._performer.start(run, plan, stamp, workflow.nodes)
+        return await self._performer.start(run, plan, raw, stamp, workflow.nodes)
 
     async def _ask(
         self, workflow: WorkflowSpec[Any], run: RunState, stamp: kernel.Stamp
-    ) -> tuple[StepPlan, RunState, kernel.Stamp]:
-        """Ask the node; returns its plan, the run with what the node changed in vars, and the stamp of the step."""
+    ) -> tuple[StepPlan, dict[str, Any], kernel.Stamp]:
+        """Ask the node; what it changed in vars is in `run.vars` then.
+
+        Returns its plan as it may be stored, the effect's payload as it may not (with its secrets), and the stamp.
+        """
         node = workflow.get_node(run.current_node)
         view: Any = copy(run) if workflow.state is None else typed_view(workflow, run)
         view.__dict__.update(self.attach, _runtime_run_id=run.run_id, _runtime_session_id=run.session_id)
@@ -162,9 +165,8 @@ class Engine:
         vars = view.vars if workflow.state is None else untyped(workflow, view)
         if not isinstance(vars, dict):
             raise InvalidPlan(f"Node {run.current_node!r} left run.vars as {type(vars).__name__}; expected a dict.")
-        changed = copy(run)
-        changed.vars = kernel.restore_seq(admit(vars, "vars"), seq)
-        return _checked_plan(plan, workflow, run.current_node), changed, stamp
+        run.vars = kernel.restore_seq(admit(vars, "vars"), seq)
+        return *_checked_plan(plan, workflow, run.current_node), stamp
 
     async def _note_failure(self, run_id: str, node_id: str, error: Exception) -> None:
         error.add_note(f"raised at node {node_id!r} of run {run_id!r}")
@@ -227,23 +229,37 @@ class _Moved(Exception):
         self.steps_left = steps_left
 
 
-def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> StepPlan:
-    where = f"Node {node_id!r} of workflow {workflow.workflow_id!r}"
+def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> tuple[StepPlan, dict[str, Any]]:
+    """The plan as it may be stored, and its effect's payload with the secrets that may not."""
+
+    def wrong(what: str) -> InvalidPlan:
+        return InvalidPlan(f"Node {node_id!r} of workflow {workflow.workflow_id!r} {what}")
+
     if not isinstance(plan, StepPlan):
-        raise InvalidPlan(f"{where} returned a {type(plan).__name__}; expected a StepPlan.")
+        raise wrong(f"returned a {type(plan).__name__}; expected a StepPlan.")
+    _check_text(plan.node_id, "node_id of the plan")
     if plan.complete_output is not None:
-        return StepPlan(plan.node_id, complete_output=admit(plan.complete_output, f"{where}: complete_output"))
-    if plan.effect is None and not plan.next_node:
-        raise InvalidPlan(f"{where} returned no effect and no next_node; it must say where the run goes or ends.")
-    if plan.effect is not None and (not isinstance(plan.effect, Effect) or not isinstance(plan.effect.payload, dict)):
-        raise InvalidPlan(f"{where} returned an effect that is no Effect with a dict payload: {plan.effect!r:.200}")
+        return StepPlan(plan.node_id, complete_output=admit(plan.complete_output, "complete_output")), {}
     if plan.next_node:
         if plan.next_node not in workflow.nodes:
-            raise UnknownNode(f"{where} goes on to {plan.next_node!r}, which is no node of the workflow.")
+            raise UnknownNode(f"Node {node_id!r} goes on to {plan.next_node!r}, which is no node of the workflow.")
         if workflow.edges is not None and plan.next_node not in workflow.edges.get(node_id, ()):
-            raise InvalidPlan(f"{where} goes on to {plan.next_node!r}, but declares no such edge.")
-    if plan.effect is not None:
-        payload = json_safe(plan.effect.payload, f"{where}: payload of {plan.effect.type}")
-        if payload is not plan.effect.payload:
-            return replace(plan, effect=replace(plan.effect, payload=payload))
-    return plan
+            raise wrong(f"goes on to {plan.next_node!r}, but declares no such edge.")
+    effect = plan.effect
+    if effect is None:
+        if not plan.next_node:
+            raise wrong("returned no effect and no next_node; it must say where the run goes or ends.")
+        return plan, {}
+    if not isinstance(effect, Effect) or not isinstance(effect.payload, dict):
+        raise wrong(f"returned an effect that is no Effect with a dict payload: {effect!r:.200}")
+    _check_text(effect.type, "type of the effect")
+    _check_text(effect.result_key or "", "result_key of the effect")
+    raw, clean = admit_both(effect.payload, "payload")
+    return (plan if clean is effect.payload else replace(plan, effect=replace(effect, payload=clean))), raw
+
+
+def _check_text(text: Any, what: str) -> None:
+    if not isinstance(text, str):
+        raise InvalidPlan(f"{what}: expected a text, found {text!r:.80}")
+    if not text.isascii():
+        json_safe(text, what)

@@ -24,7 +24,7 @@ from .core.leases import Flight, Leases
 from .core.models import Effect, Intent, RunState, RunStatus, StepPlan, StepRecord, StepStatus
 from .core.outcomes import CancelSignal, EffectCall, EffectOutcome
 from .core.policy import EffectPolicy, has_default_keys, unknown_rule
-from .core.secrets import Secrets, redact, reveal
+from .core.secrets import Secrets, reveal
 from .core.shielding import finish
 from .effects.handlers import Handler, checked_outcome
 
@@ -56,13 +56,15 @@ class Performer:
         """The present instant and a fresh commit id."""
         return kernel.Stamp(iso(self._clock.now()), self._leases.next_id())
 
-    async def start(self, run: RunState, plan: StepPlan, stamp: kernel.Stamp, nodes: Collection[str]) -> RunState:
-        """Do what a node asked for. `run.vars` hold the node's changes, admitted; they land with the first commit."""
+    async def start(
+        self, run: RunState, plan: StepPlan, raw: dict[str, Any], stamp: kernel.Stamp, nodes: Collection[str]
+    ) -> RunState:
+        """Do what a node asked for; `raw` is the payload with its secrets.
+
+        `run.vars` hold the node's changes, admitted; they land with the first commit.
+        """
         assert plan.effect is not None
-        effect, raw = plan.effect, plan.effect.payload
-        payload = redact(raw)
-        if payload is not raw:
-            effect = replace(effect, payload=payload)
+        effect = plan.effect
         key, reusable = await self._key(run, plan, effect)
         intent = kernel.intent_of(run, plan, effect, key, stamp)
         if reusable:

@@ -45,6 +45,4 @@ def attempts_of(ledger: Ledger) -> Counter[str]:
 
 def lost_attempts_of(ledger: Ledger) -> Counter[str]:
     """How many of them ended with an unknown outcome, because their process died or lost its lease."""
-    return Counter(
-        record["idempotency_key"] for record in ledger if (record["result"] or {}) == {"outcome": "unknown"}
-    )
+    return Counter(record["idempotency_key"] for record in ledger if (record["result"] or {}) == {"outcome": "unknown"})

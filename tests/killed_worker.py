@@ -1,12 +1,14 @@
-"""A process that drives several runs to their ends, for a test that kills it: `python -m tests.killed_worker DB WORLD RUNS`.
+"""A process that drives several runs to their ends, for a test that kills it.
 
-Whatever it finds half done it goes on with. It says `ready` when it begins, and ends with code 0 when all runs have.
+`python -m tests.killed_worker DB WORLD RUNS`. Whatever it finds half done it goes on with. It says `ready` when it
+begins, and ends with code 0 when all runs have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,16 @@ from abstractruntime import (
     StepPlan,
     WorkflowSpec,
 )
+from abstractruntime.core.clock import SYSTEM_CLOCK
 
 from .outside import perform
 
 #: outside effects of one run: these in a loop, one in a thread, one after the answer
 LOOPS = 3
 OUTSIDE = LOOPS + 2
+
+#: seconds
+ANSWER_TAKES = 0.005
 
 
 def say(run: RunState, ctx: Any) -> StepPlan:
@@ -39,7 +45,8 @@ def say(run: RunState, ctx: Any) -> StepPlan:
 def act(run: RunState, ctx: Any) -> StepPlan:
     """The same effect several times: each must be performed."""
     count = run.vars["count"] = run.vars.get("count", 0) + 1
-    return StepPlan("act", Effect("act", {"of": run.vars["number"]}, f"acts.{count}"), "act" if count < LOOPS else "hop")
+    effect = Effect("act", {"of": run.vars["number"]}, f"acts.{count}")
+    return StepPlan("act", effect, "act" if count < LOOPS else "hop")
 
 
 def hop(run: RunState, ctx: Any) -> StepPlan:
@@ -88,18 +95,26 @@ def outcome(call: EffectCall) -> EffectOutcome:
     return EffectOutcome.completed({"step": len(call.run.vars.get("acts", {})) + 1})
 
 
-async def main(database: Path, world: Path, runs: int) -> None:
+def handlers(world: Path) -> dict[str, Callable[..., Any]]:
+    """The outside effects, one async and one in a thread. The world acts, and its answer takes a moment."""
+
     async def act(call: EffectCall) -> EffectOutcome:
         await asyncio.to_thread(perform, world, call)
+        await SYSTEM_CLOCK.sleep(ANSWER_TAKES)
         return outcome(call)
 
     def act_in_thread(call: EffectCall) -> EffectOutcome:
         perform(world, call)
+        call.cancelled.wait(ANSWER_TAKES)
         return outcome(call)
 
+    return {"act": act, "act_in_thread": act_in_thread}
+
+
+async def main(database: Path, world: Path, runs: int) -> None:
     async with SqliteDatabase(database, synchronous="FULL") as db:
-        stores = {"run_store": AsyncSqliteRunStore(db), "ledger_store": AsyncSqliteLedgerStore(db)}
-        async with AsyncRuntime(**stores, effect_handlers={"act": act, "act_in_thread": act_in_thread}) as rt:
+        stores: dict[str, Any] = {"run_store": AsyncSqliteRunStore(db), "ledger_store": AsyncSqliteLedgerStore(db)}
+        async with AsyncRuntime(**stores, effect_handlers=handlers(world)) as rt:
             await asyncio.gather(*(drive(rt, number) for number in range(runs)))
 
 
@@ -108,15 +123,20 @@ async def drive(rt: AsyncRuntime, number: int) -> None:
     await rt.start(workflow=WORKFLOW, run_id=run_id, vars={"number": number})
     state = await rt.tick(workflow=WORKFLOW, run_id=run_id)
     if state.status is RunStatus.WAITING:
-        assert state.waiting is not None
-        state = await rt.resume(
-            workflow=WORKFLOW,
-            run_id=run_id,
-            wait_key=state.waiting.wait_key,
-            payload={"text": f"yes {number}"},
-            resume_id=f"answer-{number}",
-        )
+        state = await answer(rt, state)
     assert state.status is RunStatus.COMPLETED, state
+
+
+async def answer(rt: AsyncRuntime, state: RunState) -> RunState:
+    """Answer the question; however many do, it counts once."""
+    assert state.waiting is not None
+    return await rt.resume(
+        workflow=WORKFLOW,
+        run_id=state.run_id,
+        wait_key=state.waiting.wait_key,
+        payload={"text": f"yes {state.vars['number']}"},
+        resume_id="the-answer",
+    )
 
 
 if __name__ == "__main__":

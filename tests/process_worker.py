@@ -30,11 +30,14 @@ from abstractruntime import (
 from abstractruntime.core.clock import SYSTEM_CLOCK
 from abstractruntime.core.models import TERMINAL
 
-from .killed_worker import WORKFLOW, outcome
+from .killed_worker import WORKFLOW, answer, handlers
 from .outside import perform
 
-#: seconds between two looks at a run that is busy elsewhere
-GLANCE = 0.02
+#: runs that one process moves at once
+HANDS = 5
+
+#: seconds to wait before looking again
+GLANCE = 0.005
 
 
 def act(run: RunState, ctx: Any) -> StepPlan:
@@ -54,43 +57,30 @@ RUN = "the-run"
 
 
 async def drive(database: Path, world: Path, seed: str, runs: str) -> None:
-    """Move all runs to their ends, together with whoever else does."""
-
-    async def act(call: EffectCall) -> EffectOutcome:
-        await asyncio.to_thread(perform, world, call)
-        return outcome(call)
-
-    def act_in_thread(call: EffectCall) -> EffectOutcome:
-        perform(world, call)
-        return outcome(call)
-
-    numbers = list(range(int(runs)))
-    random.Random(seed).shuffle(numbers)
-    say("ready")
-    await listen()
+    """Move all runs to their ends, a few steps at a time, together with whoever else does."""
+    rng = random.Random(seed)
+    pending = {f"run-{number}" for number in range(int(runs))}
     async with SqliteDatabase(database) as db:
-        stores = {"run_store": AsyncSqliteRunStore(db), "ledger_store": AsyncSqliteLedgerStore(db)}
-        async with AsyncRuntime(**stores, effect_handlers={"act": act, "act_in_thread": act_in_thread}) as rt:
-            await asyncio.gather(*(to_the_end(rt, number) for number in numbers))
+        stores: dict[str, Any] = {"run_store": AsyncSqliteRunStore(db), "ledger_store": AsyncSqliteLedgerStore(db)}
+        async with AsyncRuntime(**stores, effect_handlers=handlers(world)) as rt:
+            for run_id in sorted(pending):
+                await rt.start(workflow=WORKFLOW, run_id=run_id, vars={"number": int(run_id[4:])})
+            say("ready")
+            await listen()
+            await asyncio.gather(*(hand(rt, rng, pending) for _ in range(HANDS)))
 
 
-async def to_the_end(rt: AsyncRuntime, number: int) -> None:
-    run_id = await rt.start(workflow=WORKFLOW, run_id=f"run-{number}", vars={"number": number})
-    state = await rt.tick(workflow=WORKFLOW, run_id=run_id, max_steps=3)
-    while state.status not in TERMINAL:
+async def hand(rt: AsyncRuntime, rng: random.Random, pending: set[str]) -> None:
+    """Take any run and move it a little, until none is left. Hands of one process and of others may meet at a run."""
+    while pending:
+        run_id = rng.choice(sorted(pending))
+        state = await rt.tick(workflow=WORKFLOW, run_id=run_id, max_steps=rng.randint(1, 3))
         if state.status is RunStatus.WAITING:
-            assert state.waiting is not None
-            state = await rt.resume(
-                workflow=WORKFLOW,
-                run_id=run_id,
-                wait_key=state.waiting.wait_key,
-                payload={"text": f"yes {number}"},
-                resume_id=f"answer-{number}",
-            )
-        else:
-            if state.intent is not None:
-                await SYSTEM_CLOCK.sleep(GLANCE)
-            state = await rt.tick(workflow=WORKFLOW, run_id=run_id, max_steps=3)
+            state = await answer(rt, state)
+        if state.status in TERMINAL:
+            pending.discard(run_id)
+        elif state.intent is not None:
+            await SYSTEM_CLOCK.sleep(GLANCE)  # it is busy elsewhere
 
 
 async def hold(database: Path, world: Path, lease: str, how: str) -> None:
@@ -115,7 +105,7 @@ async def hold(database: Path, world: Path, lease: str, how: str) -> None:
         return EffectOutcome.cancelled()
 
     async with SqliteDatabase(database) as db:
-        stores = {"run_store": AsyncSqliteRunStore(db), "ledger_store": AsyncSqliteLedgerStore(db)}
+        stores: dict[str, Any] = {"run_store": AsyncSqliteRunStore(db), "ledger_store": AsyncSqliteLedgerStore(db)}
         handler: Callable[..., Any] = act_in_thread if how == "thread" else act
         async with AsyncRuntime(**stores, effect_handlers={"act": handler}, lease_seconds=float(lease)) as rt:
             state = await rt.tick(workflow=HELD, run_id=RUN)

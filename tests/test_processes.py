@@ -159,10 +159,11 @@ def test_three_processes_ticking_the_same_runs_perform_no_effect_twice(start: St
     assert Counter(performance.key for performance in done) == attempts
     assert set(attempts.values()) == {1}
     assert len(attempts) == RUNS * OUTSIDE
-    assert len({performance.pid for performance in done}) > 1, "one process did it all, and nothing was shown"
+    shares = Counter(performance.pid for performance in done)
+    print(f"effects performed per process: {sorted(shares.values())}")
+    assert len(shares) > 1, "one process did it all, and nothing was shown"
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
 @pytest.mark.parametrize("asks", [False, True], ids=["that ends", "that waits"])
 @pytest.mark.parametrize("how", ["deaf", "listening"])
 def test_a_stopped_owner_is_replaced_and_its_late_outcome_changes_nothing(

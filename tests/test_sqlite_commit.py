@@ -192,7 +192,8 @@ async def test_records_are_found_by_the_key_they_were_written_under(backend):
 async def test_the_rows_that_wait_are_those_of_waiting_runs(backend):
     async def waits() -> list[tuple[Any, ...]]:
         rows = "SELECT r.run_id, w.reason, w.wait_key, w.due FROM waits w JOIN runs r ON r.id = w.run ORDER BY 1"
-        return await backend.read(lambda connection: connection.execute(rows).fetchall())
+        found: list[tuple[Any, ...]] = await backend.read(lambda connection: connection.execute(rows).fetchall())
+        return found
 
     await backend.commit(write(run(), None))
     assert await waits() == []
@@ -383,7 +384,10 @@ async def test_a_failing_statement_fails_its_own_write_and_the_next_one_lands(fa
 async def test_when_sqlite_gives_the_transaction_up_nothing_was_written_and_everyone_hears_it(faulty):
     backend, connection = faulty
     await backend.commit(write(run("other"), None))
-    connection.plan = [("INSERT INTO states (id, revision, records, requested", "before"), ("UPDATE states", "gives up")]
+    connection.plan = [
+        ("INSERT INTO states (id, revision, records, requested", "before"),
+        ("UPDATE states", "gives up"),
+    ]
     errors: list[BaseException] = []
 
     async def step(name: str) -> None:

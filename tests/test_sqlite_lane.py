@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,17 @@ async def test_whatever_queued_up_shares_the_next_batch(tmp_path):
 
 
 async def test_each_operation_gets_its_own_answer_and_its_own_error(database):
-    async def ask(number: int) -> None:
-        def answer(connection: sqlite3.Connection) -> int:
-            if number % 3 == 0:
-                raise ValueError(number)
-            return number
+    def answer(number: int, connection: sqlite3.Connection) -> int:
+        if number % 3 == 0:
+            raise ValueError(number)
+        return number
 
-        try:
-            assert await database.backend.write(answer) == number
-            assert number % 3
-        except ValueError as error:
-            assert error.args == (number,)
+    async def ask(number: int) -> None:
+        if number % 3:
+            assert await database.backend.write(partial(answer, number)) == number
+            return
+        with pytest.raises(ValueError, match=f"^{number}$"):
+            await database.backend.write(partial(answer, number))
 
     async with anyio.create_task_group() as group:
         for number in range(100):
@@ -208,7 +209,9 @@ async def test_a_cancelled_caller_waits_for_its_commit_and_is_cancelled_then(dat
 
 async def test_a_cancelled_reader_leaves_at_once(tmp_path):
     gate = threading.Event()
-    lane = Lane("lane", lambda: sqlite3.connect(tmp_path / "x", check_same_thread=False, isolation_level=None), Reader("x"))
+    lane = Lane(
+        "lane", lambda: sqlite3.connect(tmp_path / "x", check_same_thread=False, isolation_level=None), Reader("x")
+    )
     with anyio.move_on_after(0) as scope:
         await lane.run(lambda connection: gate.wait(10))
     assert scope.cancelled_caught
@@ -220,7 +223,9 @@ async def test_a_cancelled_reader_leaves_at_once(tmp_path):
 async def test_a_commit_that_takes_too_long_is_left_behind_by_its_cancelled_caller(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(lane_module, "CARRIED_THROUGH", 0.01)
     gate = threading.Event()
-    lane = Lane("lane", lambda: sqlite3.connect(tmp_path / "x", check_same_thread=False, isolation_level=None), Writer("x"))
+    lane = Lane(
+        "lane", lambda: sqlite3.connect(tmp_path / "x", check_same_thread=False, isolation_level=None), Writer("x")
+    )
     with anyio.move_on_after(0) as scope:
         await lane.run(lambda connection: gate.wait(10), carry=True)
     assert scope.cancelled_caught
@@ -233,10 +238,11 @@ async def test_closing_finishes_what_was_begun_and_refuses_what_comes_later(data
     store = AsyncSqliteRunStore(database)
     async with anyio.create_task_group() as group:
         for number in range(50):
-            group.start_soon(store.save, run(f"r{number}"))
-        await turns(3)
+            made = prepare_save(None, run(f"r{number}"), overwrite=False, commit_id="c")
+            group.start_soon(database.backend.commit, made)
+        await anyio.lowlevel.checkpoint()  # now they are queued
         group.start_soon(database.aclose)
-        await turns(3)
+        await anyio.lowlevel.checkpoint()
         group.start_soon(database.aclose)
     for late in (store.load("r1"), store.save(run("late"))):
         with pytest.raises(StoreClosed, match="was closed"):
@@ -312,7 +318,7 @@ async def test_a_database_that_fails_to_open_while_it_is_closed_is_closed(tmp_pa
 
 def test_a_database_that_is_dropped_ends_its_threads(tmp_path):
     database = SqliteDatabase(tmp_path / "runs.sqlite3")
-    SqliteRunStore(database).save(run("r"))
+    asyncio.run(AsyncSqliteRunStore(database).save(run("r")))
     threads = [lane._connection._thread for lane in database._lanes if lane._connection]
     assert len(threads) == 2
     del database

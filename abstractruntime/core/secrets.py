@@ -32,22 +32,23 @@ def admit(value: Any, path: str) -> Any:
 
     Returns the very same object when there was nothing to change.
     """
+    return admit_both(value, path)[1]
+
+
+def admit_both(value: Any, path: str) -> tuple[Any, Any]:
+    """`value` made JSON-safe, with its raw secrets and without: the first for this performance, the second to store.
+
+    >>> admit_both({"api_key": "sk-1", "max_tokens": 5}, "payload")
+    ({'api_key': 'sk-1', 'max_tokens': 5}, {'api_key': {'$redacted': 'api_key'}, 'max_tokens': 5})
+    """
     try:
         data = encode(value)
-        if decode(data) == value:  # the usual case pays one round trip
-            return _redact(value) if _suspicious(data) else value
+        if decode(data) == value:
+            return value, _redact(value) if _suspicious(data) else value
     except REFUSALS:
         pass  # json_safe says where and why
-    return _redact(json_safe(value, path))
-
-
-def redact(value: Any) -> Any:
-    """`value`, JSON-safe, with the raw value under every known key replaced by a marker; itself when there is none.
-
-    >>> redact({"api_key": "sk-1", "max_tokens": 5})
-    {'api_key': {'$redacted': 'api_key'}, 'max_tokens': 5}
-    """
-    return _redact(value) if _suspicious(encode(value)) else value
+    safe = json_safe(value, path)
+    return safe, _redact(safe)
 
 
 def reveal(payload: dict[str, Any], raw: dict[str, Any] | None, secrets: Secrets | None) -> tuple[Any, list[str]]:

@@ -57,11 +57,13 @@ class Reader:
 
     def __call__(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
         """The outcome of each operation, in order."""
-        connection.execute("BEGIN")
         try:
-            return [attempt(connection, operation, self._path) for operation in operations]
-        finally:
-            connection.execute("COMMIT")
+            connection.execute("BEGIN")
+        except sqlite3.Error as error:
+            return [Failed(translated(error, self._path)) for _ in operations]
+        outcomes = [attempt(connection, operation, self._path) for operation in operations]
+        connection.rollback()
+        return outcomes
 
 
 class Writer:

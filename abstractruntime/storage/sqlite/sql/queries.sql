@@ -125,7 +125,8 @@ ORDER BY l.seq LIMIT :limit;
 SELECT data FROM ledger WHERE run = ? ORDER BY seq DESC;
 
 -- name: records_by_key
-SELECT data FROM ledger WHERE run = ? AND lookup_key = ? ORDER BY seq;
+-- +seq, or the planner walks the whole ledger in order to save itself the sorting of a few rows.
+SELECT data FROM ledger WHERE run = ? AND lookup_key = ? ORDER BY +seq;
 
 -- name: runs_at_rest
 -- One status at a time, because then the index gives the order and the limit ends the search.

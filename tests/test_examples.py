@@ -1,0 +1,114 @@
+"""Every example runs as a program and says what it should."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+#: lines that each example must print, in this order, as regular expressions
+SAYS = {
+    "pause_resume.py": [
+        r"waiting: Continue\?",
+        r"completed: \{'answer': 'yes'\}",
+        r"  ask +started +ask_user",
+        r"  ask +waiting +ask_user",
+        r"  ask +completed +resume",
+        r"  done +completed +complete",
+        r"  done +completed +emit_event",
+    ],
+    "many_runs.py": [
+        r"runs: \{'completed': 200\}",
+        r"calls: \{'fetch': 200, 'send': 200\}, most in flight together: 200",
+        r"ledger: 1200 records, 6 per run",
+    ],
+    "approval_by_hand.py": [
+        r"Pay 100 EUR\? \['approve', 'reject'\]",
+        r"refused: 'maybe' is not one of the choices .*",
+        r"completed: \{'decision': 'approve', 'by_silence': False\}",
+        r"completed: \{'decision': 'reject', 'by_silence': True\}",
+    ],
+}
+
+#: what a reader of the demo must see, among other lines
+DEMO_SAYS = [
+    r"\[1/4\] .*killed inside an effect",
+    r"  process 1 > killed with SIGKILL",
+    r"\[2/4\] .*killed while it waits for the user",
+    r"  process 2 \| desk: attempt 2, key \w+: had been shipped",
+    r"  process 2 > killed with SIGKILL",
+    r"\[3/4\] .*",
+    r"  process 3 < yes",
+    r"  process 3 \| completed: \{'shipped': \['lamp', 'desk', 'chair'\], 'invoice': 'yes'\}",
+    r"\[4/4\] .*",
+    r"  process 4 \| pack +ship +attempt 1 +failed .* outcome unknown",
+    r"  process 4 \| ok   records: the state counts 13, the ledger has 13",
+    r"  process 4 \| ok   5 promises, 5 ends, one each",
+    r"  process 4 \| ok   3 parcels shipped by the carrier, each key once",
+    r"  process 4 \| ok   4 calls to the carrier, 4 attempts in the ledger",
+    r"  process 4 \| ok   kill 1 cost 1 attempt, made again with the same key: attempts 2, shipped 1",
+    r"  process 4 \| ok   kill 2 cost nothing: asked 1 time, answered 1 time",
+    r"Killed twice: nothing lost, nothing done twice\.",
+]
+
+
+def run(example: str, folder: Path) -> list[str]:
+    """The lines that the example prints. It runs elsewhere, and leaves nothing there."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / example)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert list(folder.iterdir()) == []
+    return done.stdout.splitlines()
+
+
+def test_every_example_is_tested():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*SAYS, "demo.py"}
+
+
+@pytest.mark.parametrize("example", SAYS)
+def test_an_example_says_what_it_should(example, tmp_path):
+    lines = run(example, tmp_path)
+    assert len(lines) == len(SAYS[example]), lines
+    for expected, line in zip(SAYS[example], lines, strict=True):
+        assert re.fullmatch(expected, line), lines
+
+
+def test_the_demo_survives_two_kills_and_proves_it(tmp_path):
+    lines = run("demo.py", tmp_path)
+    rest = iter(lines)
+    for expected in DEMO_SAYS:
+        assert any(re.fullmatch(expected, line) for line in rest), f"{expected!r} is missing in {lines}"
+    assert not [line for line in lines if "FAIL" in line]
+
+
+def test_the_demo_fails_when_what_it_shows_is_wrong(tmp_path):
+    source = (EXAMPLES / "demo.py").read_text()
+    wrong = "key not in {call["
+    assert source.count(wrong) == 1
+    (tmp_path / "forgetful.py").write_text(source.replace(wrong, "True or key not in {call["))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "forgetful.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "FAIL 4 parcels shipped by the carrier, each key once" in done.stdout
+    assert done.stderr == "FAILED: process 4 ended with code 1\n"
