@@ -251,11 +251,18 @@ def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> tuple
             raise wrong("returned no effect and no next_node; it must say where the run goes or ends.")
         return plan, {}
     if not isinstance(effect, Effect) or not isinstance(effect.payload, dict):
-        raise wrong(f"returned an effect that is no Effect with a dict payload: {effect!r:.200}")
+        raise wrong(f"returned an effect that is no Effect with a dict payload: {_kind(effect)}.")
     _check_text(effect.type, "type of the effect")
     _check_text(effect.result_key or "", "result_key of the effect")
     raw, clean = admit_both(effect.payload, "payload")
     return (plan if clean is effect.payload else replace(plan, effect=replace(effect, payload=clean))), raw
+
+
+def _kind(effect: Any) -> str:
+    """What was given instead of an effect, without its values, which may be secret."""
+    if not isinstance(effect, Effect):
+        return f"found a {type(effect).__name__}"
+    return f"its payload is a {type(effect.payload).__name__}"
 
 
 def _check_text(text: Any, what: str) -> None:

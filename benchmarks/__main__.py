@@ -10,12 +10,16 @@ from tempfile import gettempdir
 
 from . import facade, imports, steps, table
 
+#: the size of a quick benchmark, relative to a full one
+_QUICK = 0.02
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure as the command line says, and print the table."""
     options = _options(arguments)
     rounds = options.rounds or (1 if options.quick else 5)
-    rows = list(_rows(options.folder, rounds, 0.02 if options.quick else 1.0))
+    print(f"Measuring, {rounds} rounds", file=sys.stderr, flush=True)
+    rows = list(_rows(options.folder, rounds, _QUICK if options.quick else 1.0))
     facts = table.machine(options.folder)
     facts["rounds"] = f"{rounds}, medians" + (", quick: the figures mean little" if options.quick else "")
     print(table.text(facts, rows))
@@ -26,7 +30,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _rows(folder: Path, rounds: int, scale: float) -> Iterator[table.Row]:
-    print("Measuring", end=" ", file=sys.stderr, flush=True)
     yield from steps.rows(folder, rounds=rounds, scale=scale)
     yield from facade.rows(rounds=rounds, scale=scale)
     yield from imports.rows(rounds=rounds)

@@ -73,7 +73,9 @@ def write_to_sqlite(path: Path, batches: Sequence[Sequence[Written]], steps: int
     connection = open_connection(str(path), synchronous="FULL", busy_timeout=30.0)
     try:
         keys: dict[str, int] = dict(connection.execute("SELECT run_id, id FROM runs").fetchall())
-        prepared = [([_state(keys, step) for step in batch], [_ledger(keys, step) for step in batch]) for batch in batches]
+        prepared = [
+            ([_state(keys, step) for step in batch], [_ledger(keys, step) for step in batch]) for batch in batches
+        ]
         with Stopwatch() as watch:
             for states, ledger in prepared:
                 connection.execute("BEGIN IMMEDIATE")
@@ -93,7 +95,8 @@ def write_to_dict(runs: InMemoryRunStore, ledgers: InMemoryLedgerStore, ids: Seq
     for run_id in ids:
         run = runs.load(run_id)
         assert run is not None
-        commits += [(run_id, run, msgspec.json.decode(data, type=list[StepRecord])) for data in ledgers._ledgers[run_id]]
+        written = [msgspec.json.decode(data, type=list[StepRecord]) for data in ledgers._ledgers[run_id]]
+        commits += [(run_id, run, some) for some in written]
     states: dict[str, bytes] = {}
     records: dict[str, list[bytes]] = {run_id: [] for run_id in ids}
     with Stopwatch() as watch:

@@ -22,7 +22,8 @@ from . import raw
 from .table import Row, row
 from .workload import KINDS, WARM_UP, Spent, drive, handle, warm, workflow
 
-RUNS = (1, 100, 1000)
+#: how many runs move at the same time, and how many steps each of them takes in a full benchmark
+_STEPS = {1: 2000, 100: 200, 1000: 20}
 
 #: the number of runs whose processor time and bytes are shown
 _TYPICAL = 100
@@ -41,13 +42,13 @@ class Round(msgspec.Struct, frozen=True):
 
 def rows(folder: Path, *, rounds: int, scale: float) -> Iterator[Row]:
     """All rows about steps. `scale` is the number of steps relative to a full benchmark."""
-    cases = [(kind, runs) for kind in KINDS for runs in RUNS]
+    cases = [(kind, runs) for kind in KINDS for runs in _STEPS]
     on_sqlite: dict[tuple[str, int], list[Round]] = {case: [] for case in cases}
     in_memory: dict[tuple[str, int], list[Round]] = {case: [] for case in cases}
     for _ in range(rounds):
         for kind, runs in cases:
-            steps = max(3, round(_steps(runs) * scale))
-            on_sqlite[kind, runs].append(asyncio.run(_on_sqlite(folder, kind, runs, steps)))
+            steps = max(2, round(_STEPS[runs] * scale))
+            on_sqlite[kind, runs].append(_on_sqlite(folder, kind, runs, steps))
             in_memory[kind, runs].append(asyncio.run(_in_memory(kind, runs, steps)))
     for (kind, runs), found in on_sqlite.items():
         batch = sum(one.batch for one in found) / len(found)
@@ -67,45 +68,46 @@ def rows(folder: Path, *, rounds: int, scale: float) -> Iterator[Row]:
         yield row(f"disk per {kind} step, {_runs(_TYPICAL)}", "bytes", grown, "bytes of its records")
 
 
-async def _on_sqlite(folder: Path, kind: str, runs: int, steps: int) -> Round:
+def _on_sqlite(folder: Path, kind: str, runs: int, steps: int) -> Round:
     with TemporaryDirectory(dir=folder) as name:
         file, other = Path(name, "runtime.sqlite3"), Path(name, "raw.sqlite3")
-        database = SqliteDatabase(file)
-        spec = workflow(kind)
-        runtime = AsyncRuntime(
-            run_store=AsyncSqliteRunStore(database),
-            ledger_store=AsyncSqliteLedgerStore(database),
-            effect_handlers={"host": handle},
-        )
-        async with database, runtime:
-            ids = await warm(runtime, spec, runs)
-            raw.copy(database, other)
-            recorder = raw.Recorder(database)
-            figure = await drive(runtime, spec, ids, steps)
-        commits = [step for batch in recorder.batches for step in batch]
-        assert len(commits) == figure.steps * (2 if kind == "outside" else 1)
-        before = other.stat().st_size
+        figure, recorder = asyncio.run(_driven_on_sqlite(file, other, kind, runs, steps))
+        commits = sum(len(batch) for batch in recorder.batches)
+        assert commits == figure.steps * (2 if kind == "outside" else 1)
         return Round(
             figure,
-            raw.write_to_sqlite(other, recorder.batches, figure.steps),
-            batch=len(commits) / len(recorder.batches),
-            disk_bytes=file.stat().st_size - before,  # the log was carried over and removed by the close
+            # the logs are gone, carried over by the last connection that closed
+            disk_bytes=file.stat().st_size - other.stat().st_size,
             data_bytes=recorder.data_bytes,
+            batch=commits / len(recorder.batches),
+            baseline=raw.write_to_sqlite(other, recorder.batches, figure.steps),
         )
+
+
+async def _driven_on_sqlite(file: Path, other: Path, kind: str, runs: int, steps: int) -> tuple[Spent, raw.Recorder]:
+    """Drive runs on a database in `file`; `other` is its copy from before the first step that counts."""
+    database, spec = SqliteDatabase(file), workflow(kind)
+    runtime = AsyncRuntime(
+        run_store=AsyncSqliteRunStore(database),
+        ledger_store=AsyncSqliteLedgerStore(database),
+        effect_handlers={"host": handle},
+    )
+    async with database, runtime:
+        ids = await warm(runtime, spec, runs)
+        raw.copy(database, other)
+        recorder = raw.Recorder(database)
+        return await drive(runtime, spec, ids, steps), recorder
 
 
 async def _in_memory(kind: str, runs: int, steps: int) -> Round:
     run_store, ledger_store = InMemoryRunStore(), InMemoryLedgerStore()
     spec = workflow(kind)
-    async with AsyncRuntime(run_store=run_store, ledger_store=ledger_store, effect_handlers={"host": handle}) as runtime:
+    async with AsyncRuntime(
+        run_store=run_store, ledger_store=ledger_store, effect_handlers={"host": handle}
+    ) as runtime:
         ids = await warm(runtime, spec, runs)
         figure = await drive(runtime, spec, ids, steps)
     return Round(figure, raw.write_to_dict(run_store, ledger_store, ids, figure.steps + WARM_UP * runs))
-
-
-def _steps(runs: int) -> int:
-    """Steps of each run in a full benchmark."""
-    return {1: 2000, 100: 200}.get(runs, 20)
 
 
 def _rates(found: list[Round]) -> list[tuple[float, float]]:

@@ -21,7 +21,7 @@ _HEADINGS = ("what", "figure", "", "baseline", "which is", "ratio", "aim", "")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One line: medians of the rounds, `ratio` of figure to baseline. An aim bounds the ratio or the figure."""
+    """One line: medians over the rounds of figure, baseline and `ratio`. An aim bounds the ratio or the figure."""
 
     what: str
     unit: str
@@ -57,14 +57,13 @@ def row(
     most: float | None = None,
 ) -> Row:
     """A row of (figure, baseline) per round."""
-    figure, baseline = (median(values) for values in zip(*rounds, strict=True))
     return Row(
         what=what,
         unit=unit,
-        figure=figure,
-        baseline=baseline,
+        figure=median(figure for figure, _ in rounds),
+        baseline=median(baseline for _, baseline in rounds),
         baseline_is=baseline_is,
-        ratio=figure / baseline,
+        ratio=median(figure / baseline for figure, baseline in rounds),  # pairs: a slow moment slows both
         least_ratio=least_ratio,
         most=most,
     )
@@ -101,7 +100,10 @@ def text(facts: dict[str, str], rows: Sequence[Row]) -> str:
 
 def as_json(facts: dict[str, str], rows: Sequence[Row]) -> bytes:
     """The same as JSON: `{"machine": {...}, "rows": [...]}`."""
-    found: dict[str, Any] = {"machine": facts, "rows": [{**msgspec.structs.asdict(r), "met": r.met} for r in rows]}
+    found: dict[str, Any] = {
+        "machine": facts,
+        "rows": [{**msgspec.structs.asdict(row), "aim": row.aim, "met": row.met} for row in rows],
+    }
     return msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n"
 
 

@@ -14,7 +14,16 @@ from typing import Any
 
 import msgspec
 
-from abstractruntime import AsyncRuntime, Effect, EffectCall, EffectOutcome, EffectType, RunState, StepPlan, WorkflowSpec
+from abstractruntime import (
+    AsyncRuntime,
+    Effect,
+    EffectCall,
+    EffectOutcome,
+    EffectType,
+    RunState,
+    StepPlan,
+    WorkflowSpec,
+)
 
 #: steps of every run before the clock starts: they open connections, take the lease and fill caches
 WARM_UP = 2

@@ -139,8 +139,10 @@ def _key(key: Any, path: str) -> str:
         return _normal_text(key, f"{path} (a key)")
     if key is None or isinstance(key, bool):
         return {None: "null", True: "true", False: "false"}[key]
-    if isinstance(key, int) or (isinstance(key, float) and math.isfinite(key)):
-        return repr(key)
+    if isinstance(key, int):
+        return int.__repr__(key)  # an enum's own repr is no number
+    if isinstance(key, float) and math.isfinite(key):
+        return float.__repr__(key)
     raise UnsafeValue(path, f"a key of type {type(key).__qualname__} is not JSON")
 
 

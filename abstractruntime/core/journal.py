@@ -6,6 +6,7 @@ then looks for the commit's id, in the state and in the ledger, before it writes
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 from . import portal
 from .backend import Backend, Loaded, Write
 from .clock import Clock, iso, parse_instant
-from .codec import encode_records, encode_run, record_dict
+from .codec import copy_of, encode_records, encode_run, record_dict
 from .errors import RevisionConflict, StoreUnclear, UnknownRun
 from .ids import check_id
 from .models import Commit, RunState, RunStatus, StepRecord
@@ -94,7 +95,8 @@ class Journal:
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self.backend = backend
         self._clock = clock
-        self._observers: list[tuple[LedgerCallback, str | None]] = []
+        self._observers: dict[int, tuple[LedgerCallback, str | None]] = {}
+        self._numbers = itertools.count()
 
     async def load(self, run_id: str) -> Loaded:
         """The latest durable state; `UnknownRun` if there is none."""
@@ -119,14 +121,9 @@ class Journal:
 
     def subscribe(self, callback: LedgerCallback, run_id: str | None) -> Callable[[], None]:
         """Call `callback(record)` with every record that becomes durable through this journal, until unsubscribed."""
-        entry = (callback, run_id)
-        self._observers.append(entry)
-
-        def unsubscribe() -> None:
-            if entry in self._observers:
-                self._observers.remove(entry)
-
-        return unsubscribe
+        number = next(self._numbers)
+        self._observers[number] = (callback, run_id)
+        return lambda: self._observers.pop(number, None) and None
 
     async def _make_sure(self, write: Write, error: StoreUnclear) -> None:
         run_id, commit_id = write.run.run_id, write.run.commit_id or ""
@@ -148,9 +145,9 @@ class Journal:
 
     async def _publish(self, records: tuple[StepRecord, ...]) -> None:
         for record in records:
-            for callback, run_id in list(self._observers):
+            for callback, run_id in list(self._observers.values()):
                 if run_id is None or run_id == record.run_id:
                     try:
-                        await portal.here(callback, record_dict(record))
+                        await portal.here(callback, copy_of(record_dict(record)))
                     except Exception:  # a boundary: the record is durable, a reader's trouble is its own
                         log.exception("A ledger subscriber failed on a record of run %s", record.run_id)

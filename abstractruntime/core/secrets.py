@@ -68,7 +68,7 @@ def scrub(value: Any, hidden: list[str]) -> Any:
     if not hidden:
         return value
     if isinstance(value, str):
-        for text in hidden:
+        for text in sorted(hidden, key=len, reverse=True):  # a longer one may begin with a shorter one
             value = value.replace(text, "[redacted]")
         return value
     if isinstance(value, dict):

@@ -7,12 +7,15 @@ that nobody closed, would keep the process alive.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any
+
+log = logging.getLogger("abstractruntime")
 
 _Job = tuple[Callable[[], Any], asyncio.Future[Any]]
 
@@ -55,25 +58,26 @@ class WorkerThreads:
         while True:
             job: _Job | None = box.get()
             while job is not None:
-                self._do(*job)
-                with self._lock:
+                function, future = job
+                result, error = _attempt(function, future)
+                with self._lock:  # before the answer, so that whoever gets it finds this thread idle
                     job = self._waiting.popleft() if self._waiting else None
                     if job is None:
                         self._busy -= 1
                         self._idle.append(box)
+                try:
+                    future.get_loop().call_soon_threadsafe(_deliver, future, result, error)
+                except RuntimeError:
+                    log.debug("The loop that waited for a handler was closed")
 
-    @staticmethod
-    def _do(function: Callable[[], Any], future: asyncio.Future[Any]) -> None:
-        if future.cancelled():
-            return
-        try:
-            result, error = function(), None
-        except BaseException as raised:  # a boundary: it is raised again where it is awaited
-            result, error = None, raised
-        try:
-            future.get_loop().call_soon_threadsafe(_deliver, future, result, error)
-        except RuntimeError:  # the loop was closed; nobody waits
-            return
+
+def _attempt(function: Callable[[], Any], future: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:
+    if future.cancelled():
+        return None, None
+    try:
+        return function(), None
+    except BaseException as error:  # a boundary: it is raised again where it is awaited
+        return None, error
 
 
 def _deliver(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

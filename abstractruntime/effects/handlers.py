@@ -56,8 +56,8 @@ def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> Ef
         return EffectOutcome(
             status=status,
             result=admit(scrub(getattr(value, "result", None), hidden), "result"),
-            wait=_checked_wait(getattr(value, "wait", None), nodes) if status == "waiting" else None,
-            error=_text(scrub(getattr(value, "error", None), hidden)),
+            wait=_checked_wait(getattr(value, "wait", None), nodes, hidden) if status == "waiting" else None,
+            error=scrub(_text(getattr(value, "error", None)), hidden),
             retryable=getattr(value, "retryable", True) is not False,
             changes=tuple(
                 replace(change, value=admit(scrub(change.value, hidden), f"changes[{index}]"))
@@ -66,7 +66,7 @@ def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> Ef
             requests=tuple(getattr(value, "requests", ())),
         )
     except (UnsafeValue, ValueError) as error:
-        return _refused(str(error))
+        return _refused(scrub(str(error), hidden))
 
 
 def _refused(why: str) -> EffectOutcome:
@@ -77,15 +77,17 @@ def _text(error: Any) -> str | None:
     return None if error is None else str(error).encode("utf-8", "backslashreplace").decode()
 
 
-def _checked_wait(wait: Any, nodes: Collection[str]) -> WaitState:
+def _checked_wait(wait: Any, nodes: Collection[str], hidden: list[str]) -> WaitState:
     if not isinstance(wait, WaitState):
         raise ValueError(f"a waiting outcome needs a WaitState in .wait; found {type(wait).__name__}")
     if wait.resume_to_node is not None and wait.resume_to_node not in nodes:
         raise ValueError(f"resume_to_node {wait.resume_to_node!r} is no node of the workflow")
     until = None if wait.until is None else iso(parse_instant(wait.until))
-    return replace(
-        wait, until=until, details=admit(wait.details, "wait.details"), choices=admit(wait.choices, "choices")
-    )
+    shown = {
+        name: admit(scrub(getattr(wait, name), hidden), f"wait.{name}")
+        for name in ("wait_key", "result_key", "prompt", "choices", "details")
+    }
+    return replace(wait, until=until, **shown)
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

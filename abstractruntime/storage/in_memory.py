@@ -12,11 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from msgspec.structs import replace
+
 from ..core.codec import decode_records, decode_run, encode_records, record_dict
 from ..core.errors import InvalidId, RevisionConflict
 from ..core.ids import new_id
 from ..core.journal import prepare_save
 from ..core.models import TERMINAL, Request, RunState, RunStatus, StepRecord, WaitReason
+from ..core.secrets import admit
 from .base import (
     Backend,
     LedgerStore,
@@ -180,7 +183,8 @@ class InMemoryLedgerStore(LedgerStore):
         """Add a record at the end of its run's ledger."""
         if not record.run_id:
             raise InvalidId("A record needs the id of its run; found an empty run_id.")
-        self._put(record.run_id, encode_records([record]), 1, None)
+        clean = replace(record, effect=admit(record.effect, "effect"), result=admit(record.result, "result"))
+        self._put(record.run_id, encode_records([clean]), 1, None)
 
     def list(self, run_id: str) -> list[dict[str, Any]]:
         """The run's records as dicts, oldest first."""

@@ -17,7 +17,7 @@ from .control import (
     unpause,
 )
 from .moves import Answer, Ask, Busy, Later, Move, Perform, Rest, Wake, next_move
-from .state import Stamp, seq_of
+from .state import Stamp, restore_seq, seq_of
 from .steps import (
     claim,
     complete,
@@ -29,7 +29,6 @@ from .steps import (
     move,
     node_failed,
     promise,
-    restore_seq,
     retry,
     reused,
     settle,

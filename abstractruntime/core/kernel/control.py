@@ -27,7 +27,8 @@ from .state import (
     unpaused_vars,
     with_runtime,
 )
-from .steps import OUTCOME_UNKNOWN, lost, next_attempt
+from .steps import OUTCOME_UNKNOWN, next_attempt
+from .waits import answer_of
 
 UNKNOWN_OUTCOME = "unknown_outcome"
 _AGAIN, _FAIL = "perform again", "fail the run"
@@ -133,9 +134,8 @@ def ask_unknown(run: RunState, stamp: Stamp) -> Commit:
 
 def decide_unknown(run: RunState, payload: Any, stamp: Stamp, *, actor_id: str | None) -> Commit:
     """A person decided about an effect whose outcome is unknown."""
-    choice = payload
-    if isinstance(payload, dict):
-        choice = next((payload[key] for key in ("choice", "text", "response", "value") if key in payload), None)
+    assert run.intent is not None
+    choice = answer_of(payload)
     resumed = run_record(
         run,
         "resume",
@@ -148,5 +148,6 @@ def decide_unknown(run: RunState, payload: Any, stamp: Stamp, *, actor_id: str |
         new = next_state(run, stamp)
         new.status, new.waiting = RunStatus.RUNNING, None
         return commit(run, new, resumed)
-    failed = lost(run, stamp)
-    return commit(run, failed.run, resumed, *failed.records)
+    new = next_state(run, stamp, with_runtime(run.vars, effect_seq=run.intent.seq + 1))
+    new.status, new.error, new.waiting, new.intent = RunStatus.FAILED, OUTCOME_UNKNOWN, None, None
+    return commit(run, new, resumed, status_record(new, stamp))

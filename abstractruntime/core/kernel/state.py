@@ -34,6 +34,11 @@ def with_runtime(vars: dict[str, Any], **entries: Any) -> dict[str, Any]:
     return {**vars, "_runtime": {**runtime_of(vars), **entries}}
 
 
+def restore_seq(vars: dict[str, Any], seq: int) -> dict[str, Any]:
+    """Vars with the issuance counter as it was before the node ran, whatever the node did to it."""
+    return vars if seq_of(vars) == seq else with_runtime(vars, effect_seq=seq)
+
+
 def with_previous(vars: dict[str, Any], node_id: str, next_node: str | None) -> dict[str, Any]:
     """Vars with the documented note of where the run came from."""
     temp = vars.get("_temp")
@@ -49,7 +54,8 @@ def control_of(run: RunState) -> dict[str, Any]:
 
 def is_pause_wait(run: RunState) -> bool:
     """Whether the wait is the stand-in that pausing a running run makes."""
-    return bool(run.waiting and run.waiting.details and run.waiting.details.get("kind") == "pause")
+    wait = run.waiting
+    return bool(wait and wait.wait_key == f"pause:{run.run_id}" and (wait.details or {}).get("kind") == "pause")
 
 
 def unpaused_vars(run: RunState, **notes: Any) -> dict[str, Any]:

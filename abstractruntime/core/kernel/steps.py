@@ -41,11 +41,6 @@ from .waits import bind_wait
 OUTCOME_UNKNOWN = "Outcome unknown: the process that performed this attempt ended before it was recorded"
 
 
-def restore_seq(vars: dict[str, Any], seq: int) -> dict[str, Any]:
-    """Vars with the issuance counter as it was before the node ran, whatever the node did to it."""
-    return vars if seq_of(vars) == seq else with_runtime(vars, effect_seq=seq)
-
-
 def move(run: RunState, plan: StepPlan, stamp: Stamp) -> Commit:
     """A plan without an effect: on to the next node. Writes no record."""
     assert plan.next_node is not None
@@ -188,7 +183,7 @@ def _land(
     lookup_key: str | None = None,
     reused_from: str | None = None,
 ) -> Commit:
-    new = next_state(run, stamp, with_runtime(run.vars, effect_seq=intent.seq + 1))
+    new = next_state(run, stamp)
     new.intent, new.node_errors = None, 0
     if outcome.status == "completed":
         ended = step_record(run, intent, StepStatus.COMPLETED, stamp, result=outcome.result, reused_from=reused_from)
@@ -197,6 +192,7 @@ def _land(
         records = (*records, _wait(run, new, intent, outcome, stamp))
     else:
         records = (*records, *_fail(run, new, intent, outcome, stamp))
+    new.vars = with_runtime(new.vars, effect_seq=intent.seq + 1)  # last, whatever a result wrote there
     return commit(run, new, *records, requests=outcome.requests, lookup_key=lookup_key)
 
 

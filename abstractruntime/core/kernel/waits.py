@@ -10,7 +10,7 @@ from ..codec import canonical
 from ..errors import InvalidAnswer, RunPaused, StaleResumeError
 from ..models import Commit, Intent, RunState, RunStatus, StepRecord, WaitReason, WaitState
 from ..vars import write_path
-from .state import Stamp, commit, finished, next_state, run_record
+from .state import Stamp, commit, finished, next_state, restore_seq, run_record, seq_of
 
 #: where an answer that must be one of `choices` is looked for, in this order
 ANSWER_KEYS = ("choice", "text", "response", "value")
@@ -42,13 +42,18 @@ def wait_of(run: RunState, wait_key: str | None) -> WaitState:
     return wait
 
 
+def answer_of(payload: Any) -> Any:
+    """What a payload answers: the first of the known keys, or the payload itself."""
+    if not isinstance(payload, dict):
+        return payload
+    return next((payload[key] for key in ANSWER_KEYS if key in payload), payload)
+
+
 def check_answer(wait: WaitState, payload: Any) -> None:
     """Hold an answer to the wait's choices when free text is not allowed; raises `InvalidAnswer`."""
     if wait.allow_free_text or not wait.choices or (wait.details or {}).get("kind") == "pause":
         return
-    answer = payload
-    if isinstance(payload, dict):
-        answer = next((payload[key] for key in ANSWER_KEYS if key in payload), payload)
+    answer = answer_of(payload)
     if answer not in wait.choices:
         raise InvalidAnswer(f"{answer!r} is not one of the choices {wait.choices!r}; the run goes on waiting.")
 
@@ -91,7 +96,7 @@ def _deliver(
 ) -> Commit:
     vars = run.vars
     if wait.result_key and payload is not None:
-        vars = write_path(vars, wait.result_key, payload)
+        vars = restore_seq(write_path(vars, wait.result_key, payload), seq_of(run.vars))
     new = next_state(run, stamp, vars)
     reason = str(wait.reason)
     delivered = {
