@@ -190,14 +190,20 @@ class Performer:
 
     async def _too_late(self, run: RunState, intent: Intent, outcome: EffectOutcome) -> RunState:
         """The claim is gone. Withdrawn: journal what came late. Held by another: it is theirs to end."""
-        while run.status is RunStatus.CANCELLED and outcome.status != "cancelled":
+        withdrawn = run.status is RunStatus.CANCELLED and await self._was_cancelled(intent, run.run_id)
+        while withdrawn and outcome.status != "cancelled":
             try:
                 return await self._journal.commit(kernel.late(run, intent, outcome, self.stamp()))
             except RevisionConflict:
                 run = (await self._journal.load(run.run_id)).run
-        if run.status is not RunStatus.CANCELLED:
+        if not withdrawn:
             log.warning("Run %s: step %s was taken over; its outcome is dropped", run.run_id, intent.step_id)
         return run
+
+    async def _was_cancelled(self, intent: Intent, run_id: str) -> bool:
+        """Whether this very attempt was closed by a cancel, and not by whoever took it over before."""
+        ends = (r.status for r in await self._journal.backend.records(run_id) if r.step_id == intent.step_id)
+        return StepStatus.CANCELLED in ends
 
     async def _hand_back(self, flight: Flight) -> None:
         while True:

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -53,6 +53,11 @@ class Mood(enum.StrEnum):
     GOOD = "good"
 
 
+class Pair(NamedTuple):
+    x: int
+    y: int
+
+
 @dataclass
 class Point:
     x: int
@@ -92,7 +97,7 @@ def test_what_json_carries_is_returned_itself(value: Any):
         ({1: "a", -2: "b", 2**70: "c"}, {"1": "a", "-2": "b", str(2**70): "c"}),
         ({True: "a", False: "b", None: "c", 1.5: "d"}, {"true": "a", "false": "b", "null": "c", "1.5": "d"}),
         ({"a": [{2: {3: (4,)}}]}, {"a": [{"2": {"3": [4]}}]}),
-        (collections.namedtuple("Pair", "x y")(1, 2), [1, 2]),
+        (Pair(1, 2), [1, 2]),
         ({Colour.RED: 1}, {"1": 1}),
         ({Mood.GOOD: (1,)}, {"good": [1]}),
     ],

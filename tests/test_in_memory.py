@@ -269,7 +269,7 @@ def test_an_overwrite_replaces_what_is_stored_whatever_its_revision(runs: InMemo
 
 
 def test_an_overwrite_by_an_object_built_without_engine_fields_keeps_the_stored_ones(runs: InMemoryRunStore):
-    engine = {
+    engine: dict[str, Any] = {
         "intent": an_intent(),
         "owner": "o",
         "fingerprint": "f",
@@ -411,7 +411,7 @@ def test_a_record_without_a_run_is_refused(ledger: InMemoryLedgerStore):
 @pytest.mark.parametrize("field", ["effect", "result"])
 def test_a_record_that_json_cannot_carry_is_refused(ledger: InMemoryLedgerStore, field: str):
     with pytest.raises(UnsafeValue):
-        ledger.append(a_record(**{field: {"payload": math.nan}}))
+        ledger.append(a_record("r", **{field: {"payload": math.nan}}))
     assert ledger.list("r") == []
 
 

@@ -166,7 +166,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_its_turn_never_runs():
     with pytest.raises(asyncio.CancelledError):
         await waits
     gate.open()
-    assert await asyncio.gather(first, after) == ["first", "after"]
+    assert [await first, await after] == ["first", "after"]
     assert gate.order == ["first", "after"]
 
 

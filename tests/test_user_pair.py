@@ -301,7 +301,8 @@ class Crashes:
 async def live(pair: tuple[Any, Any], bank: Bank, **options: Any) -> RunState:
     """What a host does with the run in one life of its process; every part may be repeated by the next life."""
     rt = runtime(pair, bank, **options)
-    await rt.start(workflow=WORKFLOW, run_id="r")
+    if rt.run_store.load("r") is None:
+        await rt.start(workflow=WORKFLOW, run_id="r")
     state = await rt.tick(workflow=WORKFLOW, run_id="r")
     if state.status is RunStatus.WAITING:
         state = await rt.resume(workflow=WORKFLOW, run_id="r", wait_key=None, payload="yes", resume_id="once")

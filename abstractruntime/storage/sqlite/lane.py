@@ -157,9 +157,11 @@ class Lane:
                 self._fail_queued(StoreClosed(f"{self._name} was closed. Make a new SqliteDatabase."))
 
     def _fail_queued(self, error: BaseException) -> None:
+        tickets = []
         while not self._queue.empty():
-            ticket = self._queue.get()
-            _hand_back([(ticket, None if ticket.operation is None else Failed(error))])
+            tickets.append(self._queue.get())
+        # All are taken before the first is handed back: what somebody tries then is not this failure's any more.
+        _hand_back([(ticket, None if ticket.operation is None else Failed(error)) for ticket in tickets])
 
     # In the connection's thread
 
@@ -240,7 +242,7 @@ def _start_anew_after_fork() -> None:
     """The threads did not come along. Their connections are kept: closing one would meddle with the parent's locks."""
     for lane in list(_LANES):
         _INHERITED.append((lane._raw, lane._connection, lane._serving, lane._queue))
-        closed = lane._state is _State.CLOSED
+        closed = lane._state in (_State.CLOSING, _State.CLOSED)
         lane._begin()
         if closed:
             lane._state = _State.CLOSED
