@@ -15,8 +15,6 @@ from contextvars import ContextVar
 from copy import copy
 from typing import Any
 
-from msgspec.structs import replace
-
 from .core import kernel, portal
 from .core.clock import Clock, parse_instant
 from .core.codec import json_safe
@@ -255,7 +253,7 @@ def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> tuple
     _check_text(effect.type, "type of the effect")
     _check_text(effect.result_key or "", "result_key of the effect")
     raw, clean = admit_both(effect.payload, "payload")
-    return (plan if clean is effect.payload else replace(plan, effect=replace(effect, payload=clean))), raw
+    return StepPlan(plan.node_id, Effect(effect.type, clean, effect.result_key), plan.next_node), raw
 
 
 def _kind(effect: Any) -> str:

@@ -50,6 +50,8 @@ class Performer:
         self._journal, self._leases, self._clock = journal, leases, clock
         self._handlers, self._secrets = handlers, secrets
         self.policy = policy
+        #: payloads with their secrets, by run and number, of effects that wait for another attempt of ours
+        self._raw: dict[tuple[str, int], dict[str, Any]] = {}
         self._atomic = journal.backend.atomic
 
     def stamp(self) -> kernel.Stamp:
@@ -90,6 +92,10 @@ class Performer:
         """Perform a promised effect that nobody performs: a due retry, one handed back, one whose performer died."""
         assert run.intent is not None
         effect = run.intent.effect
+        if not self._atomic:  # the end may be in the ledger although the state never heard of it
+            found = await self._settled_before(run.run_id, run.intent.key)
+            if found is not None:
+                return await self._journal.commit(kernel.reused(run, run.intent, found, self.stamp()))
         if lost:
             rule = unknown_rule(self.policy, effect)
             log.warning("Run %s: the performer of %s died; rule: %s", run.run_id, run.intent.step_id, rule)
@@ -97,10 +103,6 @@ class Performer:
                 return await self._journal.commit(kernel.lost(run, self.stamp()))
             if rule == "ask":
                 return await self._journal.commit(kernel.ask_unknown(run, self.stamp()))
-        if not self._atomic:  # the end may be in the ledger although the state never heard of it
-            found = await self._settled_before(run.run_id, run.intent.key)
-            if found is not None:
-                return await self._journal.commit(kernel.reused(run, run.intent, found, self.stamp()))
         handler = self._handlers.get(effect.type)
         if handler is None:
             outcome = EffectOutcome.failed(f"No effect handler registered for {effect.type}", retryable=False)
@@ -110,7 +112,8 @@ class Performer:
         with self._leases.flight(run.run_id, stamp.id) as flight:
             claim = kernel.claim(run, self._leases.owner, stamp)
             reusable = not (self._atomic and has_default_keys(self.policy))
-            return await self._perform(claim, handler, flight, None, nodes, reusable)
+            raw = self._raw.get((run.run_id, run.intent.seq))
+            return await self._perform(claim, handler, flight, raw, nodes, reusable)
 
     async def _perform(
         self,
@@ -127,7 +130,13 @@ class Performer:
             intent = run.intent
             assert intent is not None
             outcome = await self._outcome_in_flight(run, intent, handler, flight, raw, nodes)
-            return await self._settle(run, intent, outcome, reusable)
+            run = await self._settle(run, intent, outcome, reusable)
+            again = run.intent is not None and run.intent.seq == intent.seq
+            if again and raw is not None and raw != intent.effect.payload:
+                self._raw[run.run_id, intent.seq] = raw
+            else:
+                self._raw.pop((run.run_id, intent.seq), None)
+            return run
         except asyncio.CancelledError:
             flight.signal.set()
             await finish(self._hand_back(flight), within=_HAND_BACK_WITHIN)
@@ -146,6 +155,8 @@ class Performer:
             payload, hidden = reveal(intent.effect.payload, raw, self._secrets)
         except SecretUnavailable as error:
             return EffectOutcome.failed(str(error), retryable=False)
+        except Exception as error:  # a boundary: the host's own secrets= raised, and its text may hold one
+            return EffectOutcome.failed(f"secrets= raised a {type(error).__name__}", retryable=False)
         if flight.signal.is_set():
             return EffectOutcome.cancelled()
         call = self._call(copy_of_run(run), intent, payload, flight.signal, intent.started_at)
@@ -160,7 +171,10 @@ class Performer:
             log.info("The handler of %s raised", call.effect.type, exc_info=error if not hidden else None)
             text = str(error) or type(error).__name__
             value = EffectOutcome.failed(f"Effect handler raised exception: {text}")
-        return checked_outcome(value, nodes, hidden)
+        outcome = checked_outcome(value, nodes, hidden)
+        if outcome.requests and not self._atomic:
+            return EffectOutcome.failed("Requests to other runs need stores that commit together", retryable=False)
+        return outcome
 
     async def _settle(self, run: RunState, intent: Intent, outcome: EffectOutcome, reusable: bool) -> RunState:
         lookup_key = intent.key if reusable and outcome.status == "completed" else None

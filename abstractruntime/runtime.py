@@ -350,12 +350,16 @@ class AsyncRuntime:
         for record in await self._backend.find(run_id, lookup_key):
             if record.idempotency_key == lookup_key:
                 if kernel.same_answer(record, wait_key, answer):
-                    return True
+                    # a pair that cannot commit together may have the record and not the state
+                    return self._backend.atomic or await self._is_newer(run_id, record.ended_at or "")
                 raise StaleResumeError(
                     f"resume_id {lookup_key.partition(':')[2]!r} of run {run_id!r} has delivered another answer; "
                     "use a fresh resume_id for a fresh answer."
                 )
         return False
+
+    async def _is_newer(self, run_id: str, instant: str) -> bool:
+        return (await self.get_state(run_id)).updated_at >= instant
 
     def _seeded(self, vars: dict[str, Any]) -> dict[str, Any]:
         """Vars as a run starts with them: `_limits` per key, `_runtime` with the model facts of the config."""

@@ -46,7 +46,9 @@ class Till:
 
 def loop_three_times(run: RunState, ctx: Any) -> StepPlan:
     run.vars["n"] = run.vars.get("n", 0) + 1
-    return StepPlan("loop", Effect("host", {"same": True}, f"got{run.vars['n']}"), "loop" if run.vars["n"] < 3 else "end")
+    return StepPlan(
+        "loop", Effect("host", {"same": True}, f"got{run.vars['n']}"), "loop" if run.vars["n"] < 3 else "end"
+    )
 
 
 async def test_a_loop_with_an_identical_payload_performs_each_of_its_effects(world: World) -> None:

@@ -207,7 +207,15 @@ class Level(IntEnum):
 
 
 class Text(str):
-    """Text with something more, which no store keeps."""
+    """Text with something more, which no store keeps; so are numbers of array libraries."""
+
+
+class Real(float):
+    pass
+
+
+class Whole(int):
+    pass
 
 
 SUBCLASSES: dict[str, Any] = {
@@ -217,6 +225,9 @@ SUBCLASSES: dict[str, Any] = {
     "StrEnum": Colour.RED,
     "IntEnum": Level.HIGH,
     "str": Text("text"),
+    "float": Real(1.5),
+    "int": Whole(3),
+    "keys": {Level.HIGH: 1, Text("t"): 2, Real(1.5): 3},
     "nested": [{"level": Level.HIGH, "colour": Colour.RED}],
     "key": {Colour.RED: 1},
 }

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from abstractruntime import DefaultEffectPolicy, Effect, EffectOutcome, RunState, RunStatus, StaleResumeError, StepPlan, WaitReason
+from abstractruntime import (
+    DefaultEffectPolicy,
+    Effect,
+    EffectOutcome,
+    RunState,
+    RunStatus,
+    StaleResumeError,
+    StepPlan,
+    WaitReason,
+)
 
 from . import worlds
 from .scale import scaled
@@ -178,7 +187,9 @@ async def test_an_instant_with_any_offset_is_stored_as_utc(world: World, until: 
         assert (state.status, state.waiting.until) == (RunStatus.WAITING, stored)
 
 
-@pytest.mark.parametrize("until", ["2026-01-31T10:59:59+02:00", "2026-01-31T09:00:00Z", "0001-01-01T00:00:00", "1970-01-01"])
+@pytest.mark.parametrize(
+    "until", ["2026-01-31T10:59:59+02:00", "2026-01-31T09:00:00Z", "0001-01-01T00:00:00", "1970-01-01"]
+)
 async def test_an_instant_that_has_passed_somewhere_else_has_passed(world: World, until: str) -> None:
     assert (await world.runtime().run(one("wait_until", {"until": until}))).status is RunStatus.COMPLETED
 

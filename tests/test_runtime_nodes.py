@@ -108,6 +108,13 @@ def returns(value: Any) -> Any:
         (StepPlan("n", effect=Effect("x"), next_node="nowhere"), UnknownNode, "'nowhere'"),
         (StepPlan("n", effect={"type": "x"}), InvalidPlan, "no Effect with a dict payload"),  # type: ignore[arg-type]
         (StepPlan("n", effect=Effect("x", [1])), InvalidPlan, "no Effect with a dict payload"),  # type: ignore[arg-type]
+        (StepPlan("n", effect=Effect(5)), InvalidPlan, "type"),  # type: ignore[arg-type]
+        (StepPlan("n", effect=Effect("x\ud800")), UnsafeValue, "type"),
+        (StepPlan("n", effect=Effect("x", {}, 5)), InvalidPlan, "result_key"),  # type: ignore[arg-type]
+        (StepPlan("n", effect=Effect("x", {}, "a\ud800")), UnsafeValue, "result_key"),
+        (StepPlan(5, effect=Effect("x")), InvalidPlan, "node_id"),  # type: ignore[arg-type]
+        (StepPlan("n\ud800", effect=Effect("x")), UnsafeValue, "node_id"),
+        (StepPlan("n", effect=Effect("x"), next_node=5), UnknownNode, "5"),  # type: ignore[arg-type]
         (StepPlan("n", effect=Effect("x", {"a": {1}})), UnsafeValue, ".a"),
         (StepPlan("n", complete_output={"a": float("nan")}), UnsafeValue, "complete_output"),
     ],
@@ -123,6 +130,21 @@ async def test_a_plan_that_cannot_be_followed_is_an_error_of_the_node(
         await rt.tick(workflow=work, run_id="r")
     assert words in str(caught.value)
     assert (await untouched(rt, before)).node_errors == 1
+
+
+@pytest.mark.parametrize("nothing", ["", None, 0, False])
+async def test_an_empty_next_node_or_result_key_of_any_kind_means_none(world: World, nothing: Any) -> None:
+    plan = StepPlan("n", Effect("host", {}, nothing), nothing)
+    rt = world.runtime({"host": lambda call: EffectOutcome.completed(1)})
+    state = await rt.run(flow("n", n=returns(plan)), run_id="r")
+    assert state.output == {"success": True, "result": 1}
+    assert (await rt.get_state("r")).output == state.output
+    work = flow("n", n=returns(StepPlan("n", Effect("ask_user", {"prompt": "?"}, nothing), nothing)))
+    await rt.run(work, run_id="q")
+    assert (await rt.resume(workflow=work, run_id="q", wait_key=None, payload=2)).output == {
+        "success": True,
+        "result": 2,
+    }
 
 
 async def test_the_old_bases_of_plan_errors_stay(world: World) -> None:

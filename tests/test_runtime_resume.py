@@ -97,7 +97,7 @@ async def test_no_key_answers_whatever_waits(world: World, work: Any) -> None:
 async def test_a_timer_resumes_early_with_its_own_key_and_with_no_other(world: World) -> None:
     rt = world.runtime()
     state = await rt.run(TIMER, run_id="r")
-    with pytest.raises(StaleResumeError, match="wait_key mismatch: expected .*, got 'other'"):
+    with pytest.raises(StaleResumeError, match=r"wait_key mismatch: expected .*, got 'other'"):
         await rt.resume(workflow=TIMER, run_id="r", wait_key="other", payload={})
     own = state.waiting.details["wait_id"]
     state = await rt.resume(workflow=TIMER, run_id="r", wait_key=own, payload={"early": True})

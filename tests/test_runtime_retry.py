@@ -290,6 +290,19 @@ async def test_a_person_may_decide_to_perform_an_effect_again_whose_performer_di
     assert mortal.calls[0].key == mortal.calls[1].key
 
 
+async def test_the_same_decision_given_twice_under_one_resume_id_counts_once(world: World) -> None:
+    for decision, status in (("perform again", RunStatus.COMPLETED), ("fail the run", RunStatus.FAILED)):
+        run_id, mortal = decision.replace(" ", "-"), Mortal()
+        with pytest.raises(ProcessDied):
+            await world.runtime({"host": mortal}, effect_policy=rule("ask")()).run(one("host"), run_id=run_id)
+        rt = world.runtime({"host": mortal}, effect_policy=rule("ask")())
+        wait = (await rt.tick(workflow=one("host"), run_id=run_id)).waiting
+        answer = {"run_id": run_id, "wait_key": wait.wait_key, "payload": decision, "resume_id": "d1"}
+        assert (await rt.resume(workflow=one("host"), **answer)).status is status
+        assert (await rt.resume(workflow=one("host"), **answer)).status is status
+        assert statuses(await rt.get_ledger(run_id), "resume") == ["completed"]
+
+
 async def test_a_person_may_decide_to_fail_a_run_whose_performer_died(world: World) -> None:
     mortal = Mortal()
     rt = await killed_in_effect(world, mortal, rule("ask")())

@@ -45,9 +45,7 @@ async def test_ask_answer_end_writes_the_five_documented_records(world: World) -
     run_id = await rt.start(workflow=work)
     state = await rt.tick(workflow=work, run_id=run_id)
     assert state.status is RunStatus.WAITING
-    state = await rt.resume(
-        workflow=work, run_id=run_id, wait_key=state.waiting.wait_key, payload={"text": "yes"}
-    )
+    state = await rt.resume(workflow=work, run_id=run_id, wait_key=state.waiting.wait_key, payload={"text": "yes"})
     assert (state.status, state.output) == (RunStatus.COMPLETED, {"answer": "yes"})
     ledger = await rt.get_ledger(run_id)
     assert [(r["status"], (r["effect"] or {}).get("type"), r["node_id"]) for r in ledger] == [

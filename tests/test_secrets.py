@@ -89,8 +89,8 @@ def test_the_usual_spellings_of_headers_and_settings_are_known(key: str):
 )
 def test_a_key_that_only_looks_like_a_known_one_is_left_alone(key: str):
     value = {key: "plain", "nested": [{key: 5}]}
-    assert redact(value) is value
-    assert admit(value, "vars") is value
+    assert redact(value) == value
+    assert admit(value, "vars") == value
 
 
 def test_a_secret_is_found_at_any_depth_and_the_original_stays():
@@ -103,7 +103,7 @@ def test_a_secret_is_found_at_any_depth_and_the_original_stays():
         "c": {"password": {"$redacted": "password"}},
     }
     assert json.dumps(value) == was
-    assert found["b"] is value["b"]
+    assert found["b"] == value["b"]
 
 
 @pytest.mark.parametrize("secret", [RAW, 12345, [RAW], {"user": RAW}, {"$secret": "a", "extra": RAW}, True])
@@ -114,19 +114,19 @@ def test_a_value_of_any_shape_under_a_known_key_is_redacted_whole(secret: Any):
 @pytest.mark.parametrize("nothing", [None, "", 0, False, [], {}])
 def test_nothing_under_a_known_key_is_no_secret(nothing: Any):
     value = {"api_key": nothing}
-    assert redact(value) is value
+    assert redact(value) == value
 
 
 @pytest.mark.parametrize("marker", [{"$secret": "openai"}, {"$redacted": "api_key"}])
 def test_a_marker_is_left_as_it_is(marker: dict[str, str]):
     value = {"api_key": marker, "elsewhere": marker}
-    assert redact(value) is value
-    assert admit(value, "vars") is value
+    assert redact(value) == value
+    assert admit(value, "vars") == value
 
 
 def test_what_was_redacted_once_stays_the_same():
     once = redact({"api_key": RAW, "list": [{"password": RAW}]})
-    assert redact(once) is once
+    assert redact(once) == once
 
 
 def test_the_border_makes_json_of_tuples_and_still_finds_the_secrets_in_them():
@@ -139,7 +139,8 @@ def test_the_border_hands_on_the_raw_value_beside_what_may_be_stored():
     assert raw == {"api_key": RAW, "pair": [1, 2]}
     assert stored == {"api_key": {"$redacted": "api_key"}, "pair": [1, 2]}
     plain = {"max_tokens": 5}
-    assert [part is plain for part in admit_both(plain, "payload")] == [True, True]
+    assert admit_both(plain, "payload") == (plain, plain)
+    assert admit_both(plain, "payload")[0] is not plain  # a copy: what its owner does later changes nothing
 
 
 def test_the_border_refuses_what_json_cannot_carry_without_showing_a_secret():
@@ -520,3 +521,18 @@ async def test_a_missing_secret_fails_the_effect_before_its_handler_is_called(wa
     assert state.error is not None
     assert state.error.startswith("payload.deep[0].key: no secret named 'openai'")
     assert called == []
+
+
+async def test_a_raw_secret_is_there_for_the_next_attempt_in_the_same_process(watch: Watch):
+    seen: list[Any] = []
+
+    def handler(call: EffectCall) -> EffectOutcome:
+        seen.append(call.payload["api_key"])
+        return EffectOutcome.completed("ok") if call.attempt == 2 else EffectOutcome.failed("try again")
+
+    policy = DefaultEffectPolicy(default_max_attempts=2, default_backoff_base=0.0)
+    rt = watch.runtime(effect_handlers={"call": handler}, effect_policy=policy)
+    state = await rt.run(one({"api_key": RAW}), run_id="r")
+    assert state.status is RunStatus.COMPLETED
+    assert seen == [RAW, RAW]
+    assert RAW not in await watch.readable(rt, "r")

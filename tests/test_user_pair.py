@@ -382,9 +382,9 @@ async def test_a_request_to_another_run_is_refused_and_says_what_it_needs():
 
     workflow: WorkflowSpec[Any] = WorkflowSpec("w", "n", {"n": node})
     rt = runtime((ObjectRuns(), ListLedger()), Bank(), effect_handlers={"stop": stop_other})
-    await rt.start(workflow=workflow, run_id="r")
-    with pytest.raises(StoreError, match="a run store and a ledger store that commit together"):
-        await rt.tick(workflow=workflow, run_id="r")
+    state = await rt.run(workflow, run_id="r")
+    assert state.status is RunStatus.FAILED
+    assert state.error == "Requests to other runs need stores that commit together"
 
 
 async def test_a_write_with_requests_stores_nothing():

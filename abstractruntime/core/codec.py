@@ -29,20 +29,24 @@ REFUSALS = (TypeError, ValueError, OverflowError, RecursionError, msgspec.Msgspe
 
 
 def json_safe(value: Any, path: str) -> Any:
-    """`value` itself when it survives JSON unchanged, its JSON form when that is documented, else `UnsafeValue`.
+    """A copy of `value` as JSON reads it back; `UnsafeValue` naming the path where that would be something else.
+
+    The copy is what a reload gives, and is aliased with nothing that the caller holds.
 
     >>> json_safe({"a": (1, 2), 3: None}, "vars")
     {'a': [1, 2], '3': None}
     """
     try:
-        if decode(encode(value)) == value:
-            return value
+        back = decode(encode(value))
+        if back == value:
+            return back
     except REFUSALS:
         pass  # the walk below says where and why
     normal = _normal(value, path, ())
     try:
-        if decode(encode(normal)) == normal:
-            return normal
+        back = decode(encode(normal))
+        if back == normal:
+            return back
     except REFUSALS as error:
         raise UnsafeValue(path, f"cannot be written as JSON ({error})") from error
     raise UnsafeValue(path, "reads back from JSON as something else")
@@ -104,14 +108,16 @@ def record_dict(record: StepRecord) -> dict[str, Any]:
 
 
 def _normal(value: Any, path: str, parents: tuple[int, ...]) -> Any:
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int):
+        return int(value)  # of a subclass, only the number is kept
     if isinstance(value, str):
         return _normal_text(value, path)
     if isinstance(value, float):
         if not math.isfinite(value):
             raise UnsafeValue(path, f"{value} is no JSON number")
-        return value
+        return float(value)
     if id(value) in parents:
         raise UnsafeValue(path, "the value contains itself")
     if len(parents) > 400:
@@ -151,4 +157,4 @@ def _normal_text(text: str, path: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise UnsafeValue(path, f"the text has a lone surrogate at position {error.start}") from error
-    return text
+    return str.__str__(text)  # of a subclass, only the text is kept

@@ -19,7 +19,7 @@ from .clock import Clock, iso, parse_instant
 from .codec import copy_of, encode_records, encode_run, record_dict
 from .errors import RevisionConflict, StoreUnclear, UnknownRun
 from .ids import check_id
-from .models import Commit, RunState, RunStatus, StepRecord
+from .models import Commit, RunState, RunStatus, StepRecord, WaitReason, WaitState
 from .secrets import admit
 
 log = logging.getLogger("abstractruntime.journal")
@@ -59,13 +59,11 @@ def prepare_save(stored: Loaded | None, run: RunState, *, overwrite: bool, commi
     `RevisionConflict` naming both revisions, and `UnsafeValue` for what JSON cannot carry.
     """
     check_id(run.run_id, "run_id")
-    wait = run.waiting
-    if wait is not None and wait.until is not None:
-        wait = replace(wait, until=iso(parse_instant(wait.until)))
     clean = replace(
         run,
         vars=admit(run.vars, "vars"),
-        waiting=wait,
+        waiting=_admitted_wait(run.waiting),
+        error=admit(run.error, "error"),
         output=admit(run.output, "output"),
         status=RunStatus(run.status),
         commit_id=commit_id,
@@ -87,6 +85,14 @@ def prepare_save(stored: Loaded | None, run: RunState, *, overwrite: bool, commi
         expected_records=found.records,
         answered=len(stored.requests) if overwrite else 0,
     )
+
+
+def _admitted_wait(wait: WaitState | None) -> WaitState | None:
+    if wait is None:
+        return None
+    until = None if wait.until is None else iso(parse_instant(wait.until))
+    fields = {name: admit(getattr(wait, name), f"waiting.{name}") for name in WaitState.__struct_fields__}
+    return WaitState(**{**fields, "reason": WaitReason(wait.reason), "until": until})
 
 
 class Journal:

@@ -28,10 +28,7 @@ SECRET_KEYS = frozenset(
 
 
 def admit(value: Any, path: str) -> Any:
-    """`value` as it may be persisted: JSON-safe, and with raw secrets redacted. Raises `UnsafeValue`.
-
-    Returns the very same object when there was nothing to change.
-    """
+    """A copy of `value` as it may be persisted: JSON-safe, and with raw secrets redacted. Raises `UnsafeValue`."""
     return admit_both(value, path)[1]
 
 
@@ -43,8 +40,9 @@ def admit_both(value: Any, path: str) -> tuple[Any, Any]:
     """
     try:
         data = encode(value)
-        if decode(data) == value:
-            return value, _redact(value) if _suspicious(data) else value
+        back = decode(data)
+        if back == value:
+            return back, _redact(back) if _suspicious(data) else back
     except REFUSALS:
         pass  # json_safe says where and why
     safe = json_safe(value, path)

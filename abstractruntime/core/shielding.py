@@ -18,8 +18,8 @@ async def finish(work: Awaitable[object], *, within: float) -> None:
     the caller must see.
     """
     task = asyncio.ensure_future(work)
-    with anyio.move_on_after(within, shield=True):
-        while not task.done():
+    with anyio.move_on_after(within, shield=True) as scope:
+        while not (task.done() or scope.cancel_called):
             try:
                 await asyncio.wait({task})
             except asyncio.CancelledError:

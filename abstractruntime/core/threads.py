@@ -12,10 +12,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 log = logging.getLogger("abstractruntime")
+
+#: how long an idle thread waits for more to do
+IDLE_SECONDS = 30.0
 
 _Job = tuple[Callable[[], Any], asyncio.Future[Any]]
 
@@ -56,7 +59,14 @@ class WorkerThreads:
 
     def _work(self, box: SimpleQueue[_Job]) -> None:
         while True:
-            job: _Job | None = box.get()
+            try:
+                job: _Job | None = box.get(timeout=IDLE_SECONDS)
+            except Empty:
+                with self._lock:
+                    if box in self._idle:  # else somebody has just put a job into it
+                        self._idle.remove(box)
+                        return
+                continue
             while job is not None:
                 function, future = job
                 result, error = _attempt(function, future)

@@ -51,8 +51,7 @@ def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> Ef
         return _refused(f"expected an EffectOutcome with one of the statuses {', '.join(_STATUSES)}; found {found}")
     try:
         if type(value) is EffectOutcome and status == "completed" and not (hidden or value.changes or value.requests):
-            result = admit(value.result, "result")
-            return value if result is value.result else replace(value, result=result)
+            return EffectOutcome(status, admit(value.result, "result"))
         return EffectOutcome(
             status=status,
             result=admit(scrub(getattr(value, "result", None), hidden), "result"),

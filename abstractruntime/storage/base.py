@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from ..core.backend import Backend, Loaded, Write
+from ..core.clock import iso, parse_instant
 from ..core.models import RunState, RunStatus, StepRecord, WaitReason
 
 __all__ = [
@@ -107,10 +108,14 @@ def run_filter(
         return (
             (status is None or run.status == status)
             and (workflow_id is None or run.workflow_id == workflow_id)
-            and (wait_reason is None or (run.waiting is not None and run.waiting.reason == wait_reason))
+            and (wait_reason is None or _waits_for(run) == wait_reason)
         )
 
     return matches
+
+
+def _waits_for(run: RunState) -> WaitReason | None:
+    return run.waiting.reason if run.status == RunStatus.WAITING and run.waiting else None
 
 
 def newest_first(runs: Iterable[RunState]) -> list[RunState]:
@@ -120,6 +125,7 @@ def newest_first(runs: Iterable[RunState]) -> list[RunState]:
 
 def due_first(runs: Iterable[RunState], now_iso: str) -> list[RunState]:
     """What `list_due_wait_until` means: waiting, `until` at or before now, not paused; earliest first, then run id."""
+    now_iso = iso(parse_instant(now_iso))
     due = (
         run
         for run in runs

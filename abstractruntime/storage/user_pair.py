@@ -23,6 +23,9 @@ from .base import Backend, Loaded, Write
 
 _THREADS = WorkerThreads(16)
 
+#: the fields of a run that are not documented ones; its ledger's length cannot be known here
+_ENGINE = [name for name in RunState.__struct_fields__[13:] if name != "records"]
+
 
 def join_stores(run_store: Any, ledger_store: Any) -> Backend:
     """The backend of a pair of stores: a joint, atomic one where the pair allows it, else a `UserPair`."""
@@ -43,8 +46,6 @@ class UserPair:
                 found = f"{store!r} has no {' and no '.join(missing)}()"
                 raise TypeError(f"{found}; expected a run store and a ledger store")
         self._runs, self._ledgers = run_store, ledger_store
-        #: a user's store may keep only the documented fields, so the revisions of this process are kept here
-        self._revisions: dict[str, int] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def load(self, run_id: str) -> Loaded | None:
@@ -53,9 +54,7 @@ class UserPair:
             return None
         if not isinstance(run, RunState):
             raise StoreCorrupt(f"{type(self._runs).__name__}.load({run_id!r}) returned a {type(run).__name__}.")
-        copy = copy_of_run(run)
-        copy.revision = max(copy.revision, self._revisions.get(run_id, 0))
-        return Loaded(run=copy)
+        return Loaded(run=_unpacked(copy_of_run(run)))
 
     async def commit(self, write: Write) -> None:
         run_id = write.run.run_id
@@ -70,8 +69,7 @@ class UserPair:
             if write.count:
                 for record in decode_records(write.records, run_id):
                     await _call(self._ledgers.append, record)
-            await _call(self._runs.save, decode_run(write.data, run_id))
-            self._revisions[run_id] = write.run.revision
+            await _call(self._runs.save, _packed(decode_run(write.data, run_id), revision or 0))
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         loaded = await self.load(run_id)
@@ -112,3 +110,25 @@ async def _call(method: Callable[..., Any], *args: Any) -> Any:
         return await method(*args)
     result = await _THREADS.run(method, *args)
     return await result if inspect.isawaitable(result) else result
+
+
+def _packed(run: RunState, revision: int) -> RunState:
+    """The run as a store is given it that may keep only the documented fields: the others travel in `_runtime`.
+
+    `revision` is the stored one, because a store of ours raises it by one itself.
+    """
+    engine = {name: msgspec.to_builtins(getattr(run, name)) for name in _ENGINE}
+    run.vars = {**run.vars, "_runtime": {**run.vars.get("_runtime", {}), "engine": engine}}
+    run.revision = revision
+    return run
+
+
+def _unpacked(run: RunState) -> RunState:
+    runtime = dict(run.vars.get("_runtime") or {})
+    engine = runtime.pop("engine", None)
+    if engine is None:
+        return run
+    full = msgspec.convert({**msgspec.to_builtins(run), **engine}, RunState)
+    full.vars = {**run.vars, "_runtime": runtime}
+    full.revision = max(run.revision, full.revision)  # above: a host has saved it since
+    return full
