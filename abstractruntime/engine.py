@@ -17,7 +17,6 @@ from typing import Any
 
 from .core import kernel, portal
 from .core.clock import Clock, parse_instant
-from .core.codec import json_safe
 from .core.errors import (
     AbstractRuntimeError,
     InvalidPlan,
@@ -26,6 +25,7 @@ from .core.errors import (
     StoreError,
     UnknownNode,
 )
+from .core.ids import check_text
 from .core.journal import Journal
 from .core.leases import Leases
 from .core.models import TERMINAL, Commit, Effect, Request, RunState, StepPlan
@@ -36,9 +36,12 @@ from .performer import Performer
 
 log = logging.getLogger("abstractruntime")
 
-#: the runs that the calls around us are inside of
-_inside: ContextVar[frozenset[str]] = ContextVar("abstractruntime_inside", default=frozenset())
+#: the ticks that the calls around us are inside of
+_inside: ContextVar[tuple[_Tick, ...]] = ContextVar("abstractruntime_inside", default=())
 portal.carry(_inside)
+
+#: how often a node may change its own run from outside within one tick
+_PATIENCE = 10
 
 #: what an outside action makes of the run as it is now; None leaves it as it is
 Action = Callable[[RunState, kernel.Stamp], Commit | None]
@@ -63,11 +66,11 @@ class Engine:
         #: attributes that nodes find on the run they are given
         self.attach = attach
         self._turns: dict[str, _Turn] = {}
-        self._ticks: set[asyncio.Task[Any]] = set()
+        self._ticks: set[_Tick] = set()
 
     async def tick(self, workflow: WorkflowSpec[Any], run_id: str, max_steps: int) -> RunState:
         """Move the run until it rests or `max_steps` nodes have run; a second tick here waits for the first."""
-        async with self._turn(run_id):
+        async with self._turn(run_id) as tick:
             while True:
                 loaded = await self._journal.load(run_id)
                 run = loaded.run
@@ -76,9 +79,16 @@ class Engine:
                     return await self._go(workflow, run, loaded.requests, max_steps)
                 except _Moved as moved:
                     max_steps = moved.steps_left
+                    if tick.disturbed > _PATIENCE:
+                        raise ReentrantTick(
+                            f"Node {run.current_node!r} changes its own run {run_id!r} from outside each time it is "
+                            "asked, so its step can never land. Return what it wants in the StepPlan instead."
+                        ) from moved
 
     async def change(self, run_id: str, action: Action, workflow: WorkflowSpec[Any] | None = None) -> RunState:
         """Do something to a run from outside; on a conflict the action decides again on what is there then."""
+        for tick in _inside.get():
+            tick.disturbed += tick.run_id == run_id
         while True:
             loaded = await self._journal.load(run_id)
             run = loaded.run
@@ -94,11 +104,11 @@ class Engine:
 
     async def stop(self) -> None:
         """Cancel the ticks under way here; each carries its commit through and hands its effect back."""
-        ticks = [task for task in self._ticks if task is not asyncio.current_task() and not task.done()]
-        for task in ticks:
+        tasks = {tick.task for tick in self._ticks if tick.task is not None} - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        if ticks:
-            await asyncio.wait(ticks)
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _go(
         self, workflow: WorkflowSpec[Any], run: RunState, requests: tuple[Request, ...], steps_left: int
@@ -186,9 +196,9 @@ class Engine:
         return await self._journal.commit(kernel.adopt(run, workflow.fingerprint, workflow.version, stamp))
 
     @asynccontextmanager
-    async def _turn(self, run_id: str) -> AsyncIterator[None]:
-        inside = _inside.get()
-        if run_id in inside:
+    async def _turn(self, run_id: str) -> AsyncIterator[_Tick]:
+        inside = tuple(tick for tick in _inside.get() if tick.task is not None)  # a task may outlive its tick
+        if any(tick.run_id == run_id for tick in inside):
             raise ReentrantTick(
                 f"Run {run_id!r} was ticked from inside itself. Return a StepPlan instead, or tick it from outside."
             )
@@ -196,19 +206,31 @@ class Engine:
         turn.users += 1
         try:
             async with turn.lock:
-                token = _inside.set(inside | {run_id})
-                task = asyncio.current_task()
-                assert task is not None
-                self._ticks.add(task)
+                tick = _Tick(run_id)
+                token = _inside.set((*inside, tick))
+                self._ticks.add(tick)
                 try:
-                    yield
+                    yield tick
                 finally:
-                    self._ticks.discard(task)
+                    tick.task = None
+                    self._ticks.discard(tick)
                     _inside.reset(token)
         finally:
             turn.users -= 1
             if not turn.users:
                 del self._turns[run_id]
+
+
+class _Tick:
+    """One tick under way."""
+
+    __slots__ = ("disturbed", "run_id", "task")
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.task = asyncio.current_task()
+        #: how often its own node changed the run from outside
+        self.disturbed = 0
 
 
 class _Turn:
@@ -235,7 +257,7 @@ def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> tuple
 
     if not isinstance(plan, StepPlan):
         raise wrong(f"returned a {type(plan).__name__}; expected a StepPlan.")
-    _check_text(plan.node_id, "node_id of the plan")
+    check_text(plan.node_id, "node_id of the plan")
     if plan.complete_output is not None:
         return StepPlan(plan.node_id, complete_output=admit(plan.complete_output, "complete_output")), {}
     if plan.next_node:
@@ -250,8 +272,8 @@ def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> tuple
         return plan, {}
     if not isinstance(effect, Effect) or not isinstance(effect.payload, dict):
         raise wrong(f"returned an effect that is no Effect with a dict payload: {_kind(effect)}.")
-    _check_text(effect.type, "type of the effect")
-    _check_text(effect.result_key or "", "result_key of the effect")
+    check_text(effect.type, "type of the effect")
+    check_text(effect.result_key or "", "result_key of the effect")
     raw, clean = admit_both(effect.payload, "payload")
     return StepPlan(plan.node_id, Effect(effect.type, clean, effect.result_key), plan.next_node), raw
 
@@ -261,10 +283,3 @@ def _kind(effect: Any) -> str:
     if not isinstance(effect, Effect):
         return f"found a {type(effect).__name__}"
     return f"its payload is a {type(effect.payload).__name__}"
-
-
-def _check_text(text: Any, what: str) -> None:
-    if not isinstance(text, str):
-        raise InvalidPlan(f"{what}: expected a text, found {text!r:.80}")
-    if not text.isascii():
-        json_safe(text, what)

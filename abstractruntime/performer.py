@@ -19,6 +19,7 @@ from .core import kernel, portal
 from .core.clock import Clock, iso
 from .core.codec import copy_of_run
 from .core.errors import RevisionConflict, SecretUnavailable
+from .core.ids import check_text
 from .core.journal import Journal
 from .core.leases import Flight, Leases
 from .core.models import Effect, Intent, RunState, RunStatus, StepPlan, StepRecord, StepStatus
@@ -29,6 +30,9 @@ from .core.shielding import finish
 from .effects.handlers import Handler, checked_outcome
 
 log = logging.getLogger("abstractruntime")
+
+#: seconds between two attempts at most: ten years
+_LONGEST_PAUSE = 10 * 365 * 86400.0
 
 #: seconds that a cancelled tick may take to hand its effect back
 _HAND_BACK_WITHIN = 10.0
@@ -235,7 +239,8 @@ class Performer:
         policy = self.policy
         if has_default_keys(policy):
             return policy.idempotency_key(run=run, node_id=plan.node_id, effect=effect), not self._atomic
-        return await portal.here(lambda: policy.idempotency_key(run=run, node_id=plan.node_id, effect=effect)), True
+        key = await portal.here(lambda: policy.idempotency_key(run=run, node_id=plan.node_id, effect=effect))
+        return check_text(key, f"idempotency_key of {type(policy).__name__}"), True
 
     async def _settled_before(self, run_id: str, key: str) -> StepRecord | None:
         found = await self._journal.backend.find(run_id, key)
@@ -249,7 +254,8 @@ class Performer:
             return None
         if failures >= self.policy.max_attempts(intent.effect):
             return None
-        return max(0.0, self.policy.backoff_seconds(effect=intent.effect, attempt=failures))
+        pause = float(self.policy.backoff_seconds(effect=intent.effect, attempt=failures))
+        return min(pause, _LONGEST_PAUSE) if pause > 0 else 0.0  # NaN is not
 
     def _call(
         self, run: RunState, intent: Intent, payload: dict[str, Any], signal: CancelSignal, now: str

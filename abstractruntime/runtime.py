@@ -13,7 +13,7 @@ from .core.clock import SYSTEM_CLOCK, Clock
 from .core.codec import digest, record_dict
 from .core.config import LimitWarning, RuntimeConfig, apply_limit_updates, limit_status, limit_warnings
 from .core.errors import RevisionConflict, RunIdentityConflict, StaleResumeError
-from .core.ids import check_run_id
+from .core.ids import check_optional, check_run_id
 from .core.journal import Journal, LedgerCallback
 from .core.leases import Leases
 from .core.models import Commit, RunState, RunStatus
@@ -182,6 +182,8 @@ class AsyncRuntime:
         given = {} if vars is None else vars
         if not isinstance(given, dict):
             raise TypeError(f"vars must be a dict, found {type(given).__name__}")
+        for name, value in (("actor_id", actor_id), ("session_id", session_id), ("parent_run_id", parent_run_id)):
+            check_optional(value, name)
         clean: dict[str, Any] = admit(dict(given), "vars")
         check_vars(workflow, clean)
         run = RunState.new(
@@ -252,6 +254,8 @@ class AsyncRuntime:
         `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`.
         """
         answer = admit(payload, "payload")
+        check_optional(resume_id, "resume_id")
+        check_optional(actor_id, "actor_id")
         lookup_key = None if resume_id is None else f"resume:{resume_id}"
 
         def act(run: RunState, stamp: kernel.Stamp) -> Commit:
@@ -277,6 +281,8 @@ class AsyncRuntime:
 
         A run that has ended is returned unchanged. Raises `UnknownRun`.
         """
+        check_optional(reason, "reason")
+        check_text(cancelled_by, "cancelled_by")
         state = await self._engine.change(run_id, lambda run, stamp: kernel.cancel(run, reason, cancelled_by, stamp))
         if state.status is RunStatus.CANCELLED:
             self._leases.cancel_flight(run_id)
@@ -287,6 +293,7 @@ class AsyncRuntime:
 
         No change for a run that has ended, is held, or waits for a person. Raises `UnknownRun`.
         """
+        check_optional(reason, "reason")
         return await self._engine.change(run_id, lambda run, stamp: kernel.pause(run, reason, stamp))
 
     async def resume_run(self, run_id: str) -> RunState:

@@ -32,6 +32,7 @@ async_world = worlds.async_world
 
 HOST = one("host")
 QUESTION = one("ask_user", {"prompt": "?"})
+EVENT = one("wait_event", {"wait_key": "k"})
 
 
 def job(**fields: Any) -> EffectOutcome:
@@ -119,7 +120,6 @@ BAD_CALLS: dict[str, Callable[[Any], Any]] = {
     "resume_id": lambda rt: rt.resume(workflow=EVENT, run_id="r", wait_key="k", payload=1, resume_id="\ud800"),
     "limits": lambda rt: rt.update_limits("r", {"max_tokens": float("nan")}),
 }
-EVENT = one("wait_event", {"wait_key": "k"})
 
 
 @pytest.mark.parametrize("call", BAD_CALLS.values(), ids=BAD_CALLS)

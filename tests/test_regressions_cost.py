@@ -9,6 +9,7 @@ from typing import Any
 
 from abstractruntime import (
     DefaultEffectPolicy,
+    Effect,
     EffectCall,
     EffectOutcome,
     RunState,
@@ -55,7 +56,7 @@ async def test_a_resume_costs_the_same_however_long_the_history(world: World) ->
     def many(run: RunState, ctx: Any) -> StepPlan:
         run.vars["n"] = run.vars.get("n", 0) + 1
         then = "many" if run.vars["n"] % 50 else "ask"
-        return ask("many", "answer_user", {"message": "m"}, None, then)(run, ctx)
+        return StepPlan("many", Effect("answer_user", {"message": "m"}), then)
 
     work = flow("many", many=many, ask=ask("ask", "ask_user", {"prompt": "?"}, "answer", "many"))
     costs = []

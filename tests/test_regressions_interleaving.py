@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ async def test_whatever_comes_between_a_step_and_its_commit_is_kept_and_nothing_
             performed[call.key] += 1
             return EffectOutcome.completed(call.payload["n"])
 
-        between = Between(at, lambda run_id=run_id: OUTSIDE[what](other, run_id))
+        between = Between(at, partial(OUTSIDE[what], other, run_id))
         runs, ledgers = async_world.stores()
         rt = async_world.runtime({"host": handler}, stores=(WatchedRunStore(runs, between), ledgers))
         state = await rt.run(work, run_id=run_id)
@@ -115,7 +116,7 @@ async def test_what_comes_between_really_lands(async_world: World) -> None:
     for what, act in OUTSIDE.items():
         other, run_id = async_world.runtime(), what.replace(" ", "-")
         runs, ledgers = async_world.stores()
-        between = Between(4, lambda act=act, run_id=run_id, other=other: act(other, run_id))
+        between = Between(4, partial(act, other, run_id))
         handlers = {"host": lambda call: EffectOutcome.completed(1)}
         rt = async_world.runtime(handlers, stores=(WatchedRunStore(runs, between), ledgers))
         ends[what] = await rt.run(work, run_id=run_id)
@@ -153,7 +154,7 @@ async def test_a_change_of_the_graph_that_meets_another_writer_is_followed_all_t
     other = async_world.runtime()
     for how in ("tick", "resume"):
         await other.run(old, run_id=how)
-        between = Between(1, lambda how=how: other.update_limits(how, {"max_tokens": 5}))
+        between = Between(1, partial(other.update_limits, how, {"max_tokens": 5}))
         runs, ledgers = async_world.stores()
         rt = async_world.runtime(stores=(WatchedRunStore(runs, between), ledgers))
         if how == "tick":

@@ -155,7 +155,9 @@ async def test_an_error_text_that_json_cannot_carry_is_kept_legibly(world: World
 
 
 async def test_values_that_a_host_keeps_are_not_aliased_with_the_run(world: World) -> None:
-    answer, vars, limits = {"list": [1]}, {"list": [1]}, {"max_iterations": 5}
+    answer: dict[str, list[Any]] = {"list": [1]}
+    vars: dict[str, list[Any]] = {"list": [1]}
+    limits = {"max_iterations": 5}
     rt = world.runtime()
     await rt.run(QUESTION, run_id="r", vars=vars)
     await rt.update_limits("r", limits)
@@ -169,7 +171,7 @@ async def test_values_that_a_host_keeps_are_not_aliased_with_the_run(world: Worl
 
 
 async def test_values_that_a_handler_or_node_keeps_are_not_aliased_with_the_run(world: World) -> None:
-    kept: dict[str, Any] = {"result": [1], "change": [1], "payload": [1], "vars": [1], "output": [1]}
+    kept: dict[str, list[Any]] = {"result": [1], "change": [1], "payload": [1], "vars": [1], "output": [1]}
 
     def handler(call: EffectCall) -> EffectOutcome:
         return EffectOutcome.completed(kept["result"], changes=(Change(path="change", value=kept["change"]),))

@@ -145,8 +145,8 @@ async def test_a_subscriber_never_hears_what_is_not_durable(world: World) -> Non
 async def test_a_write_that_landed_although_the_store_said_otherwise_is_told_once(world: World) -> None:
     for at in range(1, 6):
         heard: list[Any] = []
-        options = {"at": at, "mode": "landed_but_error"}
-        rt, _ = world.faulty_runtime({"host": lambda call: EffectOutcome.completed(1)}, **options)
+        handlers = {"host": lambda call: EffectOutcome.completed(1)}
+        rt, _ = world.faulty_runtime(handlers, at=at, mode="landed_but_error")
         rt.subscribe_ledger(heard.append)
         state = await rt.run(one("host"), run_id=f"r{at}")
         assert state.status is RunStatus.COMPLETED

@@ -169,7 +169,7 @@ async def test_an_ended_or_waiting_run_is_returned_as_it_is(world: World) -> Non
         (None, {"a": 1}, {"a": 1}),
     ],
 )
-async def test_a_result_goes_to_its_dotted_key(world: World, key: str | None, before: dict, after: dict) -> None:
+async def test_a_result_goes_to_its_dotted_key(world: World, key: str | None, before: Any, after: Any) -> None:
     state = await world.runtime({"host": outcome(7)}).run(one("host", key=key), vars=before)
     assert state.output == after
 

@@ -104,7 +104,8 @@ class World:
 @pytest.fixture(params=["async-memory", "async-sqlite", "sync-memory", "sync-sqlite"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """Both facades on both kinds of stores."""
-    made = World(*request.param.split("-"), tmp_path)
+    facade, kind = request.param.split("-")
+    made = World(facade, kind, tmp_path)
     yield made
     await made.close()
 

@@ -37,6 +37,23 @@ def check_id(value: Any, what: str) -> str:
     return value
 
 
+def check_text(value: Any, what: str) -> str:
+    """`value` if it is a text that can be stored. Raises `InvalidId` naming what it was meant to be."""
+    if not isinstance(value, str):
+        raise InvalidId(f"{what} must be a text, found a {type(value).__name__}.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidId(f"{what} has a lone surrogate at position {error.start}.") from error
+    return value
+
+
+def check_optional(value: Any, what: str) -> str | None:
+    """`value` if it is None or a text that can be stored."""
+    return None if value is None else check_text(value, what)
+
+
 def check_run_id(value: Any) -> str:
     """A `run_id` that a caller chose: letters, digits, `_`, `-`, `.` and `:` only. Raises `InvalidId`."""
     text = check_id(value, "run_id")

@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from . import portal
 from .backend import Backend, Loaded, Write
 from .clock import Clock, iso, parse_instant
-from .codec import copy_of, encode_records, encode_run, record_dict
-from .errors import RevisionConflict, StoreUnclear, UnknownRun
+from .codec import REFUSALS, copy_of, decode_run, encode_records, encode_run, record_dict
+from .errors import RevisionConflict, StoreCorrupt, StoreUnclear, UnknownRun, UnsafeValue
 from .ids import check_id
 from .models import Commit, RunState, RunStatus, StepRecord, WaitReason, WaitState
 from .secrets import admit
@@ -70,7 +70,7 @@ def prepare_save(stored: Loaded | None, run: RunState, *, overwrite: bool, commi
     )
     if stored is None:
         clean.revision, clean.records = max(1, run.revision), 0
-        return Write(run=clean, data=encode_run(clean), expected=None)
+        return Write(run=clean, data=_readable(clean), expected=None)
     found = stored.run
     if run.revision != found.revision:
         if not overwrite:
@@ -80,16 +80,28 @@ def prepare_save(stored: Loaded | None, run: RunState, *, overwrite: bool, commi
     clean.revision, clean.records = found.revision + 1, found.records
     return Write(
         run=clean,
-        data=encode_run(clean),
+        data=_readable(clean),
         expected=found.revision,
         expected_records=found.records,
         answered=len(stored.requests) if overwrite else 0,
     )
 
 
+def _readable(run: RunState) -> bytes:
+    """A host's run as bytes that can be read again, or `UnsafeValue`."""
+    try:
+        data = encode_run(run)
+        decode_run(data, run.run_id)
+    except (StoreCorrupt, *REFUSALS) as error:
+        raise UnsafeValue(f"run {run.run_id!r}", f"could not be read again ({error.__cause__ or error})") from error
+    return data
+
+
 def _admitted_wait(wait: WaitState | None) -> WaitState | None:
     if wait is None:
         return None
+    if not isinstance(wait, WaitState):
+        raise UnsafeValue("waiting", f"expected a WaitState, found a {type(wait).__name__}")
     until = None if wait.until is None else iso(parse_instant(wait.until))
     fields = {name: admit(getattr(wait, name), f"waiting.{name}") for name in WaitState.__struct_fields__}
     return WaitState(**{**fields, "reason": WaitReason(wait.reason), "until": until})

@@ -68,7 +68,9 @@ class Flight:
         assert task is not None
         try:
             outcome = await work
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if task.cancelling() == 0:  # nobody cancelled us: something that the handler awaited was
+                return EffectOutcome.failed(f"Effect handler raised exception: {type(error).__name__} {error}")
             if not self._withdrawn or task.uncancel() > 0:
                 raise
             return EffectOutcome.cancelled()

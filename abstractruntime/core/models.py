@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct, field
@@ -122,7 +122,7 @@ class WaitState(Struct, dict=True, omit_defaults=True):
     resume_to_node: str | None = None
     result_key: str | None = None
     prompt: str | None = None
-    choices: list[str] | None = None
+    choices: list[Any] | None = None
     allow_free_text: bool = True
     details: dict[str, Any] | None = None
 
@@ -295,7 +295,7 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What another asks of a run: `cancel` or `pause`. The run's next commit answers it."""
 
     run_id: str
-    kind: str
+    kind: Literal["cancel", "pause"]
     by: str
     at: str
     reason: str | None = None

@@ -12,7 +12,7 @@ it never holds the runtime, and what it changes on its copy of the run is lost: 
 from __future__ import annotations
 
 import threading
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -24,7 +24,7 @@ class Change(Struct, frozen=True, kw_only=True):
 
     path: str
     value: Any
-    op: str = "set"
+    op: Literal["set", "append"] = "set"
 
 
 class EffectOutcome(Struct, frozen=True):

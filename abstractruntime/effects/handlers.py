@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..core.clock import iso, parse_instant
-from ..core.errors import UnsafeValue
-from ..core.models import WaitState
-from ..core.outcomes import EffectCall, EffectOutcome
+from ..core.errors import InvalidId, UnsafeValue
+from ..core.ids import check_run_id
+from ..core.models import Request, WaitState
+from ..core.outcomes import Change, EffectCall, EffectOutcome
 from ..core.secrets import admit, scrub
 from ..core.threads import WorkerThreads
+
+T = TypeVar("T", bound=Struct)
 
 _STATUSES = ("completed", "waiting", "failed", "cancelled")
 
@@ -58,14 +62,23 @@ def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> Ef
             wait=_checked_wait(getattr(value, "wait", None), nodes, hidden) if status == "waiting" else None,
             error=scrub(_text(getattr(value, "error", None)), hidden),
             retryable=getattr(value, "retryable", True) is not False,
-            changes=tuple(
-                replace(change, value=admit(scrub(change.value, hidden), f"changes[{index}]"))
-                for index, change in enumerate(getattr(value, "changes", ()))
+            changes=_checked(getattr(value, "changes", ()), Change, "changes", hidden),
+            requests=tuple(
+                replace(request, run_id=check_run_id(request.run_id))
+                for request in _checked(getattr(value, "requests", ()), Request, "requests", hidden)
             ),
-            requests=tuple(getattr(value, "requests", ())),
         )
-    except (UnsafeValue, ValueError) as error:
+    except (UnsafeValue, InvalidId, ValueError) as error:
         return _refused(scrub(str(error), hidden))
+
+
+def _checked(values: Any, kind: type[T], name: str, hidden: list[str]) -> tuple[T, ...]:
+    """Values of ours as a handler gave them, checked field by field."""
+    if not isinstance(values, tuple | list) or not all(isinstance(value, kind) for value in values):
+        raise ValueError(f"{name} must be a tuple of {kind.__name__}")
+    plain = [{field: getattr(value, field) for field in kind.__struct_fields__} for value in values]
+    checked: tuple[T, ...] = msgspec.convert(admit(scrub(plain, hidden), name), tuple[kind, ...])  # type: ignore[valid-type]
+    return checked
 
 
 def _refused(why: str) -> EffectOutcome:
@@ -81,12 +94,10 @@ def _checked_wait(wait: Any, nodes: Collection[str], hidden: list[str]) -> WaitS
         raise ValueError(f"a waiting outcome needs a WaitState in .wait; found {type(wait).__name__}")
     if wait.resume_to_node is not None and wait.resume_to_node not in nodes:
         raise ValueError(f"resume_to_node {wait.resume_to_node!r} is no node of the workflow")
-    until = None if wait.until is None else iso(parse_instant(wait.until))
-    shown = {
-        name: admit(scrub(getattr(wait, name), hidden), f"wait.{name}")
-        for name in ("wait_key", "result_key", "prompt", "choices", "details")
-    }
-    return replace(wait, until=until, **shown)
+    fields = {name: getattr(wait, name) for name in WaitState.__struct_fields__}
+    plain = admit(scrub(fields, hidden), "wait")
+    plain["until"] = None if wait.until is None else iso(parse_instant(wait.until))
+    return msgspec.convert(plain, WaitState)
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
