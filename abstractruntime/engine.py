@@ -17,6 +17,7 @@ from typing import Any
 
 from .core import kernel, portal
 from .core.clock import Clock, parse_instant
+from .core.codec import json_safe
 from .core.errors import (
     AbstractRuntimeError,
     InvalidPlan,
@@ -25,7 +26,6 @@ from .core.errors import (
     StoreError,
     UnknownNode,
 )
-from .core.ids import check_text
 from .core.journal import Journal
 from .core.leases import Leases
 from .core.models import TERMINAL, Commit, Effect, Request, RunState, StepPlan
@@ -75,8 +75,11 @@ class Engine:
                 loaded = await self._journal.load(run_id)
                 run = loaded.run
                 try:
-                    run = await self._adopt(workflow, run)
+                    if not loaded.requests:
+                        run = await self._adopt(workflow, run)
                     return await self._go(workflow, run, loaded.requests, max_steps)
+                except RevisionConflict:
+                    continue
                 except _Moved as moved:
                     max_steps = moved.steps_left
                     if tick.disturbed > _PATIENCE:
@@ -93,10 +96,11 @@ class Engine:
             loaded = await self._journal.load(run_id)
             run = loaded.run
             try:
+                if loaded.requests:
+                    await self._journal.commit(kernel.answer(run, loaded.requests, self._performer.stamp()))
+                    continue
                 if workflow is not None:
                     run = await self._adopt(workflow, run)
-                if loaded.requests:
-                    run = await self._journal.commit(kernel.answer(run, loaded.requests, self._performer.stamp()))
                 commit = action(run, self._performer.stamp())
                 return run if commit is None else await self._journal.commit(commit)
             except RevisionConflict:
@@ -128,8 +132,8 @@ class Engine:
                     case kernel.Wake():
                         run = await self._journal.commit(kernel.expire(run, stamp))
                     case kernel.Answer(requests=asked):
-                        run = await self._journal.commit(kernel.answer(run, asked, stamp))
-                        requests = ()
+                        await self._journal.commit(kernel.answer(run, asked, stamp))
+                        raise _Moved(steps_left)
                     case kernel.Later(due=due):
                         pause = (parse_instant(due) - self._clock.now()).total_seconds()
                         if pause > self._max_inline_backoff:
@@ -257,7 +261,7 @@ def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> tuple
 
     if not isinstance(plan, StepPlan):
         raise wrong(f"returned a {type(plan).__name__}; expected a StepPlan.")
-    check_text(plan.node_id, "node_id of the plan")
+    _check_text(plan.node_id, "node_id of the plan")
     if plan.complete_output is not None:
         return StepPlan(plan.node_id, complete_output=admit(plan.complete_output, "complete_output")), {}
     if plan.next_node:
@@ -272,10 +276,12 @@ def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> tuple
         return plan, {}
     if not isinstance(effect, Effect) or not isinstance(effect.payload, dict):
         raise wrong(f"returned an effect that is no Effect with a dict payload: {_kind(effect)}.")
-    check_text(effect.type, "type of the effect")
-    check_text(effect.result_key or "", "result_key of the effect")
+    _check_text(effect.type, "type of the effect")
+    if effect.result_key:
+        _check_text(effect.result_key, "result_key of the effect")
     raw, clean = admit_both(effect.payload, "payload")
-    return StepPlan(plan.node_id, Effect(effect.type, clean, effect.result_key), plan.next_node), raw
+    effect = Effect(effect.type, clean, effect.result_key or None)
+    return StepPlan(plan.node_id, effect, plan.next_node or None), raw
 
 
 def _kind(effect: Any) -> str:
@@ -283,3 +289,10 @@ def _kind(effect: Any) -> str:
     if not isinstance(effect, Effect):
         return f"found a {type(effect).__name__}"
     return f"its payload is a {type(effect.payload).__name__}"
+
+
+def _check_text(text: Any, what: str) -> None:
+    if not isinstance(text, str):
+        raise InvalidPlan(f"{what}: expected a text, found {text!r:.80}")
+    if not text.isascii():
+        json_safe(text, what)

@@ -13,7 +13,7 @@ from .core.clock import SYSTEM_CLOCK, Clock
 from .core.codec import digest, record_dict
 from .core.config import LimitWarning, RuntimeConfig, apply_limit_updates, limit_status, limit_warnings
 from .core.errors import RevisionConflict, RunIdentityConflict, StaleResumeError
-from .core.ids import check_optional, check_run_id
+from .core.ids import check_optional, check_run_id, check_text
 from .core.journal import Journal, LedgerCallback
 from .core.leases import Leases
 from .core.models import Commit, RunState, RunStatus
@@ -262,7 +262,7 @@ class AsyncRuntime:
             wait = kernel.wait_of(run, wait_key)
             kernel.check_answer(wait, answer)
             if run.intent is not None and (wait.details or {}).get("kind") == kernel.UNKNOWN_OUTCOME:
-                return kernel.decide_unknown(run, answer, stamp, actor_id=actor_id)
+                return kernel.decide_unknown(run, answer, stamp, actor_id=actor_id, lookup_key=lookup_key)
             return kernel.resume(run, wait_key, answer, stamp, actor_id=actor_id, lookup_key=lookup_key)
 
         if lookup_key is None or not await self._answered_before(run_id, lookup_key, wait_key, answer):

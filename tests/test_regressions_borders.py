@@ -265,6 +265,30 @@ async def test_a_node_may_hold_or_cancel_its_own_run(async_world: World) -> None
     assert (await rt.run(flow("node", node=cancel))).status is RunStatus.CANCELLED
 
 
+async def test_a_handler_may_change_its_own_run_as_often_as_it_likes(async_world: World) -> None:
+    """What a handler lands with is settled again after a conflict, so nothing is repeated and nothing is told."""
+    calls = 0
+
+    async def handler(call: EffectCall) -> EffectOutcome:
+        nonlocal calls
+        calls += 1
+        await rt.update_limits(call.run.run_id, {"current_iteration": calls})
+        return EffectOutcome.failed("again") if call.attempt == 1 else EffectOutcome.completed(calls)
+
+    def loop(run: RunState, ctx: Any) -> StepPlan:
+        run.vars["n"] = run.vars.get("n", 0) + 1
+        return StepPlan("loop", Effect("host", {}, "result"), "loop" if run.vars["n"] < 20 else "end")
+
+    rt = async_world.runtime({"host": handler}, effect_policy=DefaultEffectPolicy(2, default_backoff_base=0.5))
+    task = asyncio.create_task(rt.run(flow("loop", loop=loop)))
+    while not task.done():
+        async_world.clock.advance(0.5)
+        await asyncio.sleep(0)
+    state = await task
+    assert (state.output, calls) == ({"n": 20, "result": 40}, 40)
+    assert state.vars["_limits"]["current_iteration"] == 40
+
+
 async def test_a_handler_may_hold_or_cancel_its_own_run(async_world: World) -> None:
     async def hold(call: EffectCall) -> EffectOutcome:
         await rt.pause_run(call.run.run_id)

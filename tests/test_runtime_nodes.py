@@ -108,12 +108,12 @@ def returns(value: Any) -> Any:
         (StepPlan("n", effect=Effect("x"), next_node="nowhere"), UnknownNode, "'nowhere'"),
         (StepPlan("n", effect={"type": "x"}), InvalidPlan, "no Effect with a dict payload"),  # type: ignore[arg-type]
         (StepPlan("n", effect=Effect("x", [1])), InvalidPlan, "no Effect with a dict payload"),  # type: ignore[arg-type]
-        (StepPlan("n", effect=Effect(5)), InvalidPlan, "type"),  # type: ignore[arg-type]
-        (StepPlan("n", effect=Effect("x\ud800")), UnsafeValue, "type"),
-        (StepPlan("n", effect=Effect("x", {}, 5)), InvalidPlan, "result_key"),  # type: ignore[arg-type]
-        (StepPlan("n", effect=Effect("x", {}, "a\ud800")), UnsafeValue, "result_key"),
-        (StepPlan(5, effect=Effect("x")), InvalidPlan, "node_id"),  # type: ignore[arg-type]
-        (StepPlan("n\ud800", effect=Effect("x")), UnsafeValue, "node_id"),
+        (StepPlan("n", effect=Effect(5)), ValueError, "type"),  # type: ignore[arg-type]
+        (StepPlan("n", effect=Effect("x\ud800")), ValueError, "type"),
+        (StepPlan("n", effect=Effect("x", {}, 5)), ValueError, "result_key"),  # type: ignore[arg-type]
+        (StepPlan("n", effect=Effect("x", {}, "a\ud800")), ValueError, "result_key"),
+        (StepPlan(5, effect=Effect("x")), ValueError, "node_id"),  # type: ignore[arg-type]
+        (StepPlan("n\ud800", effect=Effect("x")), ValueError, "node_id"),
         (StepPlan("n", effect=Effect("x"), next_node=5), UnknownNode, "5"),  # type: ignore[arg-type]
         (StepPlan("n", effect=Effect("x", {"a": {1}})), UnsafeValue, ".a"),
         (StepPlan("n", complete_output={"a": float("nan")}), UnsafeValue, "complete_output"),

@@ -132,7 +132,9 @@ def ask_unknown(run: RunState, stamp: Stamp) -> Commit:
     return commit(run, new, ended)
 
 
-def decide_unknown(run: RunState, payload: Any, stamp: Stamp, *, actor_id: str | None) -> Commit:
+def decide_unknown(
+    run: RunState, payload: Any, stamp: Stamp, *, actor_id: str | None, lookup_key: str | None = None
+) -> Commit:
     """A person decided about an effect whose outcome is unknown."""
     assert run.intent is not None
     choice = answer_of(payload)
@@ -143,11 +145,12 @@ def decide_unknown(run: RunState, payload: Any, stamp: Stamp, *, actor_id: str |
         effect={"type": "resume", "payload": {"wait_reason": "user", "payload": payload}, "result_key": None},
         result={"resumed": True, "decision": choice},
         actor_id=actor_id or run.actor_id,
+        idempotency_key=lookup_key,
     )
     if choice == _AGAIN:
         new = next_state(run, stamp)
         new.status, new.waiting = RunStatus.RUNNING, None
-        return commit(run, new, resumed)
+        return commit(run, new, resumed, lookup_key=lookup_key)
     new = next_state(run, stamp, with_runtime(run.vars, effect_seq=run.intent.seq + 1))
     new.status, new.error, new.waiting, new.intent = RunStatus.FAILED, OUTCOME_UNKNOWN, None, None
-    return commit(run, new, resumed, status_record(new, stamp))
+    return commit(run, new, resumed, status_record(new, stamp), lookup_key=lookup_key)
