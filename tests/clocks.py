@@ -30,7 +30,7 @@ class StillClock:
         self._passed += seconds
         for due, future in self._sleepers:
             if due <= self._passed and not future.done():
-                future.get_loop().call_soon_threadsafe(lambda f=future: f.done() or f.set_result(None))
+                future.get_loop().call_soon_threadsafe(_wake, future)
         self._sleepers = [(due, future) for due, future in self._sleepers if due > self._passed]
 
     async def sleep(self, seconds: float) -> None:
@@ -40,3 +40,8 @@ class StillClock:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sleepers.append((self._passed + seconds, future))
         await future
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)

@@ -59,7 +59,7 @@ BAD_OUTCOMES: dict[str, Any] = {
     "a change that is a dict": EffectOutcome.completed(changes=({"path": "a", "value": 1},)),  # type: ignore[arg-type]
     "path of a change": EffectOutcome.completed(changes=(Change(path=5, value=1),)),  # type: ignore[arg-type]
     "lone surrogate in a path": EffectOutcome.completed(changes=(Change(path="\ud800", value=1),)),
-    "op of a change": EffectOutcome.completed(changes=(Change(path="a", value=1, op="explode"),)),
+    "op of a change": EffectOutcome.completed(changes=(Change(path="a", value=1, op="explode"),)),  # type: ignore[arg-type]
     "requests": EffectOutcome.completed(requests=5),  # type: ignore[arg-type]
     "a request that is a text": EffectOutcome.completed(requests=("cancel",)),  # type: ignore[arg-type]
     "kind of a request": asked(kind="explode"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -130,7 +130,7 @@ async def test_what_comes_between_really_lands(async_world: World) -> None:
 @pytest.mark.parametrize("how", ["tick", "resume"])
 @pytest.mark.parametrize("kind", ["cancel", "pause"])
 async def test_what_was_asked_of_a_run_is_answered_although_its_graph_changed_meanwhile(
-    async_world: World, kind: str, how: str
+    async_world: World, kind: Literal["cancel", "pause"], how: str
 ) -> None:
     def ask_other(call: EffectCall) -> EffectOutcome:
         asked = Request(run_id="other", kind=kind, by=call.run.run_id, at=call.now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -163,7 +163,9 @@ async def test_a_cancelled_outcome_of_a_handler_fails_a_run_that_nobody_cancelle
 
 
 @pytest.mark.parametrize("kind", ["cancel", "pause"])
-async def test_what_one_run_asks_of_another_is_answered_before_that_one_moves(world: World, kind: str) -> None:
+async def test_what_one_run_asks_of_another_is_answered_before_that_one_moves(
+    world: World, kind: Literal["cancel", "pause"]
+) -> None:
     def ask_other(call: Any) -> EffectOutcome:
         asked = Request(run_id="other", kind=kind, by=call.run.run_id, at=call.now, reason="told to")
         return EffectOutcome.completed("asked", requests=(asked,))

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -69,7 +69,7 @@ def write(state: RunState, expected: int | None, *, before: int = 0, count: int 
     )
 
 
-def request(run_id: str = "r", kind: str = "cancel") -> Request:
+def request(run_id: str = "r", kind: Literal["cancel", "pause"] = "cancel") -> Request:
     return Request(run_id=run_id, kind=kind, by="tester", at=AT)
 
 
