@@ -40,7 +40,7 @@ log = logging.getLogger("abstractruntime")
 _inside: ContextVar[tuple[_Tick, ...]] = ContextVar("abstractruntime_inside", default=())
 portal.carry(_inside)
 
-#: how often a node may change its own run from outside within one tick
+#: how many steps in a row a node may spoil by changing its own run from outside
 _PATIENCE = 10
 
 #: what an outside action makes of the run as it is now; None leaves it as it is
@@ -82,7 +82,8 @@ class Engine:
                     continue
                 except _Moved as moved:
                     max_steps = moved.steps_left
-                    if tick.disturbed > _PATIENCE:
+                    tick.spoiled = tick.spoiled + 1 if tick.disturbed and moved.__cause__ else 0
+                    if tick.spoiled > _PATIENCE:
                         raise ReentrantTick(
                             f"Node {run.current_node!r} changes its own run {run_id!r} from outside each time it is "
                             "asked, so its step can never land. Return what it wants in the StepPlan instead."
@@ -91,7 +92,7 @@ class Engine:
     async def change(self, run_id: str, action: Action, workflow: WorkflowSpec[Any] | None = None) -> RunState:
         """Do something to a run from outside; on a conflict the action decides again on what is there then."""
         for tick in _inside.get():
-            tick.disturbed += tick.run_id == run_id
+            tick.disturbed = tick.disturbed or tick.run_id == run_id
         while True:
             loaded = await self._journal.load(run_id)
             run = loaded.run
@@ -148,6 +149,7 @@ class Engine:
 
     async def _step(self, workflow: WorkflowSpec[Any], run: RunState, stamp: kernel.Stamp) -> RunState:
         node_id = run.current_node
+        _inside.get()[-1].disturbed = False
         try:
             plan, raw, stamp = await self._ask(workflow, run, stamp)
         except Exception as error:  # a boundary: what a node raises belongs to the caller, the ledger says so too
@@ -228,13 +230,13 @@ class Engine:
 class _Tick:
     """One tick under way."""
 
-    __slots__ = ("disturbed", "run_id", "task")
+    __slots__ = ("disturbed", "run_id", "spoiled", "task")
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.task = asyncio.current_task()
-        #: how often its own node changed the run from outside
-        self.disturbed = 0
+        #: whether the node asked last changed the run from outside, and how many steps in a row that spoiled
+        self.disturbed, self.spoiled = False, 0
 
 
 class _Turn:
