@@ -23,7 +23,7 @@ from .table import Row, row
 from .workload import KINDS, WARM_UP, Spent, drive, handle, warm, workflow
 
 #: how many runs move at the same time, and how many steps each of them takes in a full benchmark
-_STEPS = {1: 2000, 100: 200, 1000: 20}
+_STEPS = {1: 2000, 100: 200, 1000: 30}
 
 #: the number of runs whose processor time and bytes are shown
 _TYPICAL = 100
