@@ -71,7 +71,10 @@ class Performer:
         """
         assert plan.effect is not None
         effect = plan.effect
-        key, reusable = await self._key(run, plan, effect)
+        if has_default_keys(self.policy):
+            key, reusable = self.policy.idempotency_key(run=run, node_id=plan.node_id, effect=effect), not self._atomic
+        else:
+            key, reusable = await self._users_key(run, plan, effect), True
         intent = kernel.intent_of(run, plan, effect, key, stamp)
         if reusable:
             found = await self._settled_before(run.run_id, key)
@@ -234,13 +237,10 @@ class Performer:
             except RevisionConflict:
                 continue
 
-    async def _key(self, run: RunState, plan: StepPlan, effect: Effect) -> tuple[str, bool]:
-        """The effect's key, and whether another step may have had the same."""
+    async def _users_key(self, run: RunState, plan: StepPlan, effect: Effect) -> str:
         policy = self.policy
-        if has_default_keys(policy):
-            return policy.idempotency_key(run=run, node_id=plan.node_id, effect=effect), not self._atomic
         key = await portal.here(lambda: policy.idempotency_key(run=run, node_id=plan.node_id, effect=effect))
-        return check_text(key, f"idempotency_key of {type(policy).__name__}"), True
+        return check_text(key, f"idempotency_key of {type(policy).__name__}")
 
     async def _settled_before(self, run_id: str, key: str) -> StepRecord | None:
         found = await self._journal.backend.find(run_id, key)

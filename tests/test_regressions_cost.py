@@ -25,6 +25,7 @@ from .worlds import World, ask, flow, go, one
 
 world = worlds.world
 async_world = worlds.async_world
+sqlite_world = worlds.sqlite_world
 
 QUESTION = one("ask_user", {"prompt": "?"})
 
@@ -133,13 +134,11 @@ def living_runs() -> int:
     return sum(isinstance(thing, RunState) for thing in gc.get_objects())
 
 
-async def test_lone_commit_never_waits_for_a_batch_and_queued_ones_share_a_flush(async_world: World) -> None:
+async def test_lone_commit_never_waits_for_a_batch_and_queued_ones_share_a_flush(sqlite_world: World) -> None:
     """Counted: batches that reach the disk. Nothing but a commit of its own stands between a step and its flush."""
-    if async_world.kind == "memory":
-        return
-    runs, ledgers = async_world.stores()
-    rt = async_world.runtime(stores=(runs, ledgers))
-    batches = count_batches(async_world._databases[-1])
+    runs, ledgers = sqlite_world.stores()
+    rt = sqlite_world.runtime(stores=(runs, ledgers))
+    batches = count_batches(sqlite_world._databases[-1])
     state = await rt.run(flow("a", a=go("a", "b"), b=go("b", "end")), run_id="r")
     assert batches == [1] * state.revision
 
@@ -147,10 +146,10 @@ async def test_lone_commit_never_waits_for_a_batch_and_queued_ones_share_a_flush
     ids = [await rt.start(workflow=QUESTION) for _ in range(50)]
     batches.clear()
     release = threading.Event()
-    blocked = asyncio.create_task(async_world._databases[-1].backend.write(lambda _: release.wait(worlds.PATIENCE)))
+    blocked = asyncio.create_task(sqlite_world._databases[-1].backend.write(lambda _: release.wait(worlds.PATIENCE)))
     await worlds.eventually(lambda: batches == [1])
     ticks = [asyncio.create_task(rt.tick(workflow=QUESTION, run_id=run_id)) for run_id in ids]
-    writer = async_world._databases[-1].backend._writer
+    writer = sqlite_world._databases[-1].backend._writer
     await worlds.eventually(lambda: writer._queue.qsize() == 50)
     release.set()
     await asyncio.gather(blocked, *ticks)

@@ -31,6 +31,7 @@ from .worlds import Gate, World, ask, eventually, flow, one, statuses
 
 world = worlds.world
 async_world = worlds.async_world
+sqlite_world = worlds.sqlite_world
 
 
 class Till:
@@ -200,16 +201,14 @@ def forget_owner(rt: AsyncRuntime) -> None:
     del leases._PEERS[rt._leases.owner]
 
 
-async def test_a_claim_that_is_alive_in_another_process_is_left_alone(async_world: World) -> None:
-    if async_world.kind == "memory":  # no other process can see it
-        return
+async def test_a_claim_that_is_alive_in_another_process_is_left_alone(sqlite_world: World) -> None:
     gate, till = Gate(), Till()
 
     async def slow(call: EffectCall) -> EffectOutcome:
         await gate.passed()
         return till(call)
 
-    first, second = async_world.runtime({"host": slow}), async_world.runtime({"host": slow})
+    first, second = sqlite_world.runtime({"host": slow}), sqlite_world.runtime({"host": slow})
     task = asyncio.create_task(first.run(one("host", {"n": 1}), run_id="r"))
     await eventually(lambda: gate.inside)
     forget_owner(first)

@@ -118,6 +118,14 @@ async def async_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
     await made.close()
 
 
+@pytest.fixture
+async def sqlite_world(tmp_path: Path) -> AsyncIterator[World]:
+    """`AsyncRuntime` on SQLite, for what memory does not have: a writer's thread, leases that others see."""
+    made = World("async", "sqlite", tmp_path)
+    yield made
+    await made.close()
+
+
 class Gate:
     """A door that handlers of any thread and loop wait at, and the test opens."""
 

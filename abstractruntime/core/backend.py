@@ -14,7 +14,7 @@ from msgspec import Struct
 from .models import Request, RunState, StepRecord
 
 
-class Write(Struct, frozen=True, kw_only=True):
+class Write(Struct, frozen=True, kw_only=True, gc=False):
     """A commit made ready for a backend: encoded, checked, with its guard.
 
     It lands only if the stored run is at `expected` (None: no such run) with `expected_records` ledger records and
@@ -36,7 +36,7 @@ class Write(Struct, frozen=True, kw_only=True):
     hot: bool = False
 
 
-class Loaded(Struct, kw_only=True):
+class Loaded(Struct, kw_only=True, gc=False):
     """A run as stored now, with what stands beside it."""
 
     run: RunState

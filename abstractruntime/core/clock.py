@@ -11,6 +11,8 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+import msgspec
+
 
 class Clock(Protocol):
     """What the runtime needs of time. Give your own to skip days in a test."""
@@ -43,7 +45,8 @@ SYSTEM_CLOCK = SystemClock()
 
 def iso(at: datetime) -> str:
     """UTC text of fixed width: `iso(datetime(2026, 1, 31, tzinfo=UTC)) == "2026-01-31T00:00:00.000000+00:00"`."""
-    return (at if at.tzinfo is UTC else at.astimezone(UTC)).isoformat(timespec="microseconds")
+    text: str = msgspec.to_builtins(at if at.tzinfo is UTC else at.astimezone(UTC))  # quicker than isoformat
+    return f"{text[:-1]}+00:00" if len(text) == _WITH_MICROSECONDS else f"{text[:-1]}.000000+00:00"
 
 
 def utc_now_iso() -> str:
@@ -66,7 +69,14 @@ def parse_instant(text: str) -> datetime:
 
 def micros(text: str) -> int:
     """Microseconds since 1970 of an instant as text: what stores index."""
-    return (parse_instant(text) - _EPOCH) // timedelta(microseconds=1)
+    return epoch_micros(parse_instant(text))
 
 
+def epoch_micros(at: datetime) -> int:
+    """Microseconds since 1970 of an aware instant."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+_WITH_MICROSECONDS = len("2026-01-31T00:00:00.000001Z")
+_MICROSECOND = timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -21,7 +21,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from .backend import Backend
-from .clock import Clock, iso, micros
+from .clock import Clock, epoch_micros
 from .errors import StoreClosed, StoreUnclear
 from .ids import Ids
 from .models import RunState
@@ -165,7 +165,7 @@ class Leases:
             await self._backend.release(self.owner)
 
     def _now(self) -> int:
-        return micros(iso(self._clock.now()))
+        return epoch_micros(self._clock.now())
 
     def _short_of(self, span: timedelta) -> bool:
         return self._until - self._now() < span // timedelta(microseconds=1)

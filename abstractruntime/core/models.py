@@ -1,8 +1,9 @@
 """The values of the runtime: what a run is, what a step asks for, and what a commit writes.
 
 Two kinds. The documented models (`RunState`, `WaitState`, `StepRecord`) are mutable, positional and take unsaved
-attributes. Values of ours (`Intent`, `Request`, `Commit`) are frozen and keyword-only. Engine fields trail the
-documented ones with defaults, so that hosts can build a `RunState` as they always did.
+attributes. Values of ours (`Intent`, `Request`, `Commit`) are frozen and keyword-only. The garbage
+collector is not asked to look at those (`gc=False`): they hold JSON and each other, in no cycle, and a fleet makes
+many. Engine fields trail the documented ones with defaults, so that hosts can build a `RunState` as they always did.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class EffectType(StrEnum):
 _EFFECT_TYPES = {member.value: member for member in EffectType}
 
 
-class Effect(Struct, frozen=True):
+class Effect(Struct, frozen=True, gc=False):
     """A request for work that the runtime does for a node.
 
     `type` is an `EffectType`, or a text of the host's own; `payload` is JSON; the result is written to
@@ -100,7 +101,7 @@ class Effect(Struct, frozen=True):
         return {"type": str(self.type), "payload": self.payload, "result_key": self.result_key}
 
 
-class StepPlan(Struct, frozen=True):
+class StepPlan(Struct, frozen=True, gc=False):
     """What a node decides: an effect, the next node, or the end of the run.
 
     `complete_output` (an empty dict counts) ends the run and beats `effect`. An effect without `next_node` ends the
@@ -127,7 +128,7 @@ class WaitState(Struct, dict=True, omit_defaults=True):
     details: dict[str, Any] | None = None
 
 
-class Intent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Intent(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An effect that was promised and has not ended: all that recovery needs, so that it recomputes nothing.
 
     `token` names the claim under which somebody performs it now; None means nobody does. `due` is the earliest
@@ -291,7 +292,7 @@ def wait_record(wait: WaitState) -> dict[str, Any]:
     return {**msgspec.structs.asdict(wait), "reason": str(wait.reason)}
 
 
-class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Request(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What another asks of a run: `cancel` or `pause`. The run's next commit answers it."""
 
     run_id: str
@@ -301,7 +302,7 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str | None = None
 
 
-class Commit(Struct, frozen=True, kw_only=True):
+class Commit(Struct, frozen=True, kw_only=True, gc=False):
     """All that one step writes, in one atomic write.
 
     `before` is the state it was computed from (None creates the run); it lands only while the stored revision is

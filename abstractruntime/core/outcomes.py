@@ -19,7 +19,7 @@ from msgspec import Struct
 from .models import Effect, Request, RunState, WaitState
 
 
-class Change(Struct, frozen=True, kw_only=True):
+class Change(Struct, frozen=True, kw_only=True, gc=False):
     """One write to `run.vars` that lands together with the effect: `set` a dotted path, or `append` to a list there."""
 
     path: str
@@ -27,7 +27,7 @@ class Change(Struct, frozen=True, kw_only=True):
     op: Literal["set", "append"] = "set"
 
 
-class EffectOutcome(Struct, frozen=True):
+class EffectOutcome(Struct, frozen=True, gc=False):
     """How an effect ended: `completed`, `waiting`, `failed` or `cancelled`.
 
     `retryable=False` tells the policy that another attempt cannot help. `changes` and `requests` are committed

@@ -7,38 +7,38 @@ from msgspec import Struct
 from ..models import TERMINAL, Intent, Request, RunState, RunStatus
 
 
-class Rest(Struct, frozen=True):
+class Rest(Struct, frozen=True, gc=False):
     """Nothing to do: the run waits, is paused or has ended."""
 
 
-class Later(Struct, frozen=True):
+class Later(Struct, frozen=True, gc=False):
     """Another attempt is due at this instant (UTC text)."""
 
     due: str
 
 
-class Busy(Struct, frozen=True):
+class Busy(Struct, frozen=True, gc=False):
     """Somebody alive performs the effect now."""
 
 
-class Answer(Struct, frozen=True):
+class Answer(Struct, frozen=True, gc=False):
     """Requests stand: commit the answer first."""
 
     requests: tuple[Request, ...]
 
 
-class Wake(Struct, frozen=True):
+class Wake(Struct, frozen=True, gc=False):
     """A timer or a deadline has passed."""
 
 
-class Perform(Struct, frozen=True):
+class Perform(Struct, frozen=True, gc=False):
     """A promised effect that nobody performs. `lost` means that somebody did, and died."""
 
     intent: Intent
     lost: bool
 
 
-class Ask(Struct, frozen=True):
+class Ask(Struct, frozen=True, gc=False):
     """Nothing is in flight: ask the node."""
 
 

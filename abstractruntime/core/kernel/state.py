@@ -10,7 +10,7 @@ from msgspec import Struct
 from ..models import Commit, Intent, Request, RunState, RunStatus, StepRecord, StepStatus
 
 
-class Stamp(Struct, frozen=True):
+class Stamp(Struct, frozen=True, gc=False):
     """What a commit takes from outside the kernel: the instant (UTC text) and a fresh id."""
 
     at: str
@@ -90,7 +90,16 @@ def commit(
     return Commit(run=run, before=before, records=records, requests=requests, answers=answers, lookup_key=lookup_key)
 
 
-def step_record(run: RunState, intent: Intent, status: StepStatus, stamp: Stamp, **fields: Any) -> StepRecord:
+def step_record(
+    run: RunState,
+    intent: Intent,
+    status: StepStatus,
+    stamp: Stamp,
+    *,
+    result: Any = None,
+    error: str | None = None,
+    reused_from: str | None = None,
+) -> StepRecord:
     """A record of one attempt at an effect; the STARTED and the final one share the step id."""
     return StepRecord(
         run_id=run.run_id,
@@ -98,6 +107,8 @@ def step_record(run: RunState, intent: Intent, status: StepStatus, stamp: Stamp,
         node_id=intent.node_id,
         status=status,
         effect=intent.effect.as_record(),
+        result=result,
+        error=error,
         started_at=intent.started_at,
         ended_at=None if status is StepStatus.STARTED else stamp.at,
         actor_id=run.actor_id,
@@ -105,7 +116,7 @@ def step_record(run: RunState, intent: Intent, status: StepStatus, stamp: Stamp,
         attempt=intent.attempt,
         idempotency_key=intent.key,
         commit_id=stamp.id,
-        **fields,
+        reused_from=reused_from,
     )
 
 
