@@ -117,7 +117,7 @@ def _arguments_of(function: Callable[..., Any]) -> Callable[[EffectCall], tuple[
         return lambda call: (call.run, call.effect, call.next_node)
     if len(parameters) == 1 or (wants_call and len(required) == 1):
         return lambda call: (call,)
-    if len(parameters) == 2:
+    if len(parameters) == 2 and not wants_call:
         return lambda call: (call.run, call.effect)
     raise TypeError(
         f"{function!r} is no effect handler: expected (call), (run, effect) or (run, effect, default_next_node)"

@@ -180,6 +180,7 @@ class Lane:
                 farewell, tickets = self._before_farewell(tickets)
             if tickets:
                 _hand_back(list(zip(tickets, self._outcomes(raw, tickets), strict=True)))
+            tickets = []  # an idle lane holds on to no run
         raw.close()
         self._raw, self._state = None, _State.CLOSED
         self._fail_if_closed()
