@@ -104,7 +104,7 @@ class Performer:
             if found is not None:
                 return await self._journal.commit(kernel.reused(run, run.intent, found, self.stamp()))
         if lost:
-            rule = unknown_rule(self.policy, effect)
+            rule = await portal.here(unknown_rule, self.policy, effect)
             log.warning("Run %s: the performer of %s died; rule: %s", run.run_id, run.intent.step_id, rule)
             if rule == "fail":
                 return await self._journal.commit(kernel.lost(run, self.stamp()))
@@ -185,7 +185,7 @@ class Performer:
 
     async def _settle(self, run: RunState, intent: Intent, outcome: EffectOutcome, reusable: bool) -> RunState:
         lookup_key = intent.key if reusable and outcome.status == "completed" else None
-        pause = self._retry_pause(intent, outcome)
+        pause = await self._retry_pause(intent, outcome)
         while True:
             stamp = self.stamp()
             try:
@@ -247,11 +247,18 @@ class Performer:
         matching = [r for r in found if r.idempotency_key == key and r.status is StepStatus.COMPLETED and r.effect]
         return matching[0] if matching else None
 
-    def _retry_pause(self, intent: Intent, outcome: EffectOutcome) -> float | None:
+    async def _retry_pause(self, intent: Intent, outcome: EffectOutcome) -> float | None:
         """Seconds until the next attempt, or None when there is none."""
-        failures = intent.failures + 1
         if outcome.status != "failed" or not outcome.retryable:
             return None
+        try:
+            return await portal.here(self._pause_of_policy, intent)
+        except Exception:  # a boundary: the effect was performed, and its outcome must land whatever a policy raises
+            log.exception("%s could not say whether to try again; the effect fails", type(self.policy).__name__)
+            return None
+
+    def _pause_of_policy(self, intent: Intent) -> float | None:
+        failures = intent.failures + 1
         if failures >= self.policy.max_attempts(intent.effect):
             return None
         pause = float(self.policy.backoff_seconds(effect=intent.effect, attempt=failures))

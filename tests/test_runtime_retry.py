@@ -338,3 +338,19 @@ async def test_the_question_about_a_lost_effect_keeps_what_the_node_changed(worl
     await rt.tick(workflow=work, run_id="r")
     state = await rt.resume(workflow=work, run_id="r", wait_key=None, payload="perform again")
     assert state.output == {"asked": 1, "result": "attempt 2"}
+
+
+async def test_a_policy_that_raises_after_the_effect_does_not_make_it_be_performed_again(world: World) -> None:
+    class Broken(DefaultEffectPolicy):
+        def max_attempts(self, effect: Effect) -> int:
+            raise LookupError("no such limit")
+
+    calls: list[int] = []
+
+    def fails(call: EffectCall) -> EffectOutcome:
+        calls.append(call.attempt)
+        return EffectOutcome.failed("no")
+
+    rt = world.runtime({"host": fails}, effect_policy=Broken())
+    state = await rt.run(one("host"))
+    assert (state.status, state.error, calls) == (RunStatus.FAILED, "no", [1])
