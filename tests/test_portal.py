@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from abstractruntime.core import portal
-from abstractruntime.core.portal import call, carry, drive, here, twin, under_facade
+from abstractruntime.core.portal import call, carry, drive, here, twin
 
 from .scale import scaled
 
@@ -91,15 +91,6 @@ def test_under_call_here_runs_inline():
 
 async def test_without_the_portal_here_runs_inline():
     assert await here(threading.current_thread) is threading.current_thread()
-    assert not under_facade()
-
-
-def test_only_code_on_the_loop_of_a_drive_is_under_the_facade():
-    async def look() -> list[bool]:
-        return [under_facade(), await asyncio.to_thread(under_facade), await here(under_facade)]
-
-    assert drive(look) == [True, False, False]
-    assert call(look) == [False, False, False]
 
 
 def test_here_takes_arguments_of_both_kinds():

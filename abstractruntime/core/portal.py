@@ -75,12 +75,6 @@ async def here(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     return await current.serve(partial(fn, *args, **kwargs))
 
 
-def under_facade() -> bool:
-    """Whether `here` would run a function in the thread of a blocked caller."""
-    current = _CURRENT.get()
-    return current is not None and current.attended()
-
-
 def carry(var: ContextVar[T]) -> ContextVar[T]:
     """Let every `here` carry this variable's value into the caller's thread, and so into calls made from there.
 
@@ -194,7 +188,7 @@ class _Call(_Box, Generic[T]):
             # Without a timeout: it wakes at once, and on POSIX a signal still interrupts it in the main thread.
             while (request := self._inbox.get()) is not None:
                 request.perform()
-        except BaseException as interrupt:
+        except BaseException as interrupt:  # Ctrl-C, or sys.exit() in a served function: raised again below
             self._stop(interrupt)
             raise
         if isinstance(self.outcome.error, asyncio.CancelledError):
@@ -214,7 +208,7 @@ class _Call(_Box, Generic[T]):
         except Empty:
             loop.call_soon_threadsafe(self._abandon)
             interrupt.add_note(f"The call did not end within {GRACE:g} s of its cancellation and was left behind.")
-        except BaseException:
+        except BaseException:  # a second Ctrl-C: leave at once
             loop.call_soon_threadsafe(self._abandon)
             raise
         else:

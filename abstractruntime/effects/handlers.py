@@ -77,8 +77,7 @@ def _checked(values: Any, kind: type[T], name: str, hidden: list[str]) -> tuple[
     if not isinstance(values, tuple | list) or not all(isinstance(value, kind) for value in values):
         raise ValueError(f"{name} must be a tuple of {kind.__name__}")
     plain = [{field: getattr(value, field) for field in kind.__struct_fields__} for value in values]
-    checked: tuple[T, ...] = msgspec.convert(admit(scrub(plain, hidden), name), tuple[kind, ...])  # type: ignore[valid-type]
-    return checked
+    return tuple(msgspec.convert(value, kind) for value in admit(scrub(plain, hidden), name))
 
 
 def _refused(why: str) -> EffectOutcome:
@@ -101,7 +100,8 @@ def _checked_wait(wait: Any, nodes: Collection[str], hidden: list[str]) -> WaitS
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - an object whose __call__ is async
+    call = type(function).__call__  # of an object that is called like a function
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def _arguments_of(function: Callable[..., Any]) -> Callable[[EffectCall], tuple[Any, ...]]:
