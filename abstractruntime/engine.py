@@ -12,8 +12,9 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from copy import copy
 from typing import Any
+
+from msgspec.structs import replace
 
 from .core import kernel, portal
 from .core.clock import Clock, parse_instant
@@ -169,10 +170,10 @@ class Engine:
         Returns its plan as it may be stored, the effect's payload as it may not (with its secrets), and the stamp.
         """
         node = workflow.get_node(run.current_node)
-        view: Any = copy(run) if workflow.state is None else typed_view(workflow, run)
+        view: Any = replace(run) if workflow.state is None else typed_view(workflow, run)
         view.__dict__.update(self.attach, _runtime_run_id=run.run_id, _runtime_session_id=run.session_id)
-        seq = kernel.seq_of(run.vars)
-        plan = await portal.here(node, view, self._context)
+        seq, here = kernel.seq_of(run.vars), not portal.attended()
+        plan: Any = node(view, self._context) if here else await portal.here(node, view, self._context)
         if type(plan) is not StepPlan and inspect.isawaitable(plan):
             plan = await plan
             stamp = self._performer.stamp()  # an async node takes its time
@@ -258,11 +259,8 @@ class _Moved(Exception):
 def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> tuple[StepPlan, dict[str, Any]]:
     """The plan as it may be stored, and its effect's payload with the secrets that may not."""
 
-    def wrong(what: str) -> InvalidPlan:
-        return InvalidPlan(f"Node {node_id!r} of workflow {workflow.workflow_id!r} {what}")
-
     if not isinstance(plan, StepPlan):
-        raise wrong(f"returned a {type(plan).__name__}; expected a StepPlan.")
+        raise _wrong(workflow, node_id, f"returned a {type(plan).__name__}; expected a StepPlan.")
     _check_text(plan.node_id, "node_id of the plan")
     if plan.complete_output is not None:
         return StepPlan(plan.node_id, complete_output=admit(plan.complete_output, "complete_output")), {}
@@ -270,20 +268,25 @@ def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> tuple
         if plan.next_node not in workflow.nodes:
             raise UnknownNode(f"Node {node_id!r} goes on to {plan.next_node!r}, which is no node of the workflow.")
         if workflow.edges is not None and plan.next_node not in workflow.edges.get(node_id, ()):
-            raise wrong(f"goes on to {plan.next_node!r}, but declares no such edge.")
+            raise _wrong(workflow, node_id, f"goes on to {plan.next_node!r}, but declares no such edge.")
     effect = plan.effect
     if effect is None:
         if not plan.next_node:
-            raise wrong("returned no effect and no next_node; it must say where the run goes or ends.")
+            raise _wrong(workflow, node_id, "returned no effect and no next_node; it must say where the run goes.")
         return plan, {}
     if not isinstance(effect, Effect) or not isinstance(effect.payload, dict):
-        raise wrong(f"returned an effect that is no Effect with a dict payload: {_kind(effect)}.")
+        found = _kind(effect)
+        raise _wrong(workflow, node_id, f"returned an effect that is no Effect with a dict payload: {found}.")
     _check_text(effect.type, "type of the effect")
     if effect.result_key:
         _check_text(effect.result_key, "result_key of the effect")
     raw, clean = admit_both(effect.payload, "payload")
     effect = Effect(effect.type, clean, effect.result_key or None)
     return StepPlan(plan.node_id, effect, plan.next_node or None), raw
+
+
+def _wrong(workflow: WorkflowSpec[Any], node_id: str, what: str) -> InvalidPlan:
+    return InvalidPlan(f"Node {node_id!r} of workflow {workflow.workflow_id!r} {what}")
 
 
 def _kind(effect: Any) -> str:

@@ -53,10 +53,15 @@ class Performer:
     ) -> None:
         self._journal, self._leases, self._clock = journal, leases, clock
         self._handlers, self._secrets = handlers, secrets
-        self.policy = policy
+        self.set_policy(policy)
         #: payloads with their secrets, by run and number, of effects that wait for another attempt of ours
         self._raw: dict[tuple[str, int], dict[str, Any]] = {}
         self._atomic = journal.backend.atomic
+
+    def set_policy(self, policy: EffectPolicy) -> None:
+        """Ask this policy from the next effect on."""
+        self.policy = policy
+        self._default_keys = has_default_keys(policy)
 
     def stamp(self) -> kernel.Stamp:
         """The present instant and a fresh commit id."""
@@ -71,7 +76,7 @@ class Performer:
         """
         assert plan.effect is not None
         effect = plan.effect
-        if has_default_keys(self.policy):
+        if self._default_keys:
             key, reusable = self.policy.idempotency_key(run=run, node_id=plan.node_id, effect=effect), not self._atomic
         else:
             key, reusable = await self._users_key(run, plan, effect), True
@@ -118,7 +123,7 @@ class Performer:
         stamp = self.stamp()
         with self._leases.flight(run.run_id, stamp.id) as flight:
             claim = kernel.claim(run, self._leases.owner, stamp)
-            reusable = not (self._atomic and has_default_keys(self.policy))
+            reusable = not (self._atomic and self._default_keys)
             raw = self._raw.get((run.run_id, run.intent.seq))
             return await self._perform(claim, handler, flight, raw, nodes, reusable)
 
@@ -173,7 +178,7 @@ class Performer:
         self, handler: Handler, call: EffectCall, nodes: Collection[str], hidden: list[str]
     ) -> EffectOutcome:
         try:
-            value = await handler.run(call)
+            value = handler.run(call) if handler.direct else await handler.run(call)
         except Exception as error:  # a boundary: what a handler raises is the effect's failure
             log.info("The handler of %s raised", call.effect.type, exc_info=error if not hidden else None)
             text = str(error) or type(error).__name__
@@ -269,7 +274,7 @@ class Performer:
     ) -> EffectCall:
         return EffectCall(
             run=run,
-            effect=replace(intent.effect, payload=payload),
+            effect=intent.effect if payload is intent.effect.payload else replace(intent.effect, payload=payload),
             node_id=intent.node_id,
             next_node=intent.next_node,
             step_id=intent.step_id,

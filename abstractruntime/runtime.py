@@ -160,7 +160,7 @@ class AsyncRuntime:
 
     def set_effect_policy(self, policy: EffectPolicy) -> None:
         """Replace the policy, from the next effect on."""
-        self._performer.policy = policy
+        self._performer.set_policy(policy)
 
     # -- moving runs
 

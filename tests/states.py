@@ -95,10 +95,15 @@ def kernel_commit(commit: Commit | None) -> Commit:
     return commit
 
 
+def unfolded(commit: Commit) -> Commit:
+    """The commit with its records as readers get them."""
+    return replace(commit, records=tuple(record for stored in commit.records for record in stored.unfolded()))
+
+
 def do(verb: Callable[..., Commit | None], run: RunState, *args: Any, **options: Any) -> Commit:
     """Call a verb and check what holds for each: it is pure, one revision on, and its records carry its id."""
     was, vars = copy.deepcopy(run), run.vars
-    commit = kernel_commit(verb(run, *args, **options))
+    commit = unfolded(kernel_commit(verb(run, *args, **options)))
     new = commit.run
     assert run == was, "the verb changed the run it was given"
     assert run.vars is vars

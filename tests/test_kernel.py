@@ -44,6 +44,7 @@ from .states import (
     running,
     seq,
     timer,
+    unfolded,
     waiting,
 )
 
@@ -565,7 +566,7 @@ def test_the_introductory_example_writes_five_records():
     told = [
         (record.node_id, str(record.status), (record.effect or {}).get("type"), record.step_id)
         for commit in (asked, answered, done)
-        for record in commit.records
+        for record in unfolded(commit).records
     ]
     assert told == [
         ("ask", "started", "ask_user", "r:0.1"),

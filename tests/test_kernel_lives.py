@@ -32,6 +32,7 @@ from .states import (
     CANCEL,
     CHOICES,
     PAUSE,
+    unfolded,
 )
 
 OUTCOMES = st.sampled_from(
@@ -70,6 +71,7 @@ class RunLives(RuleBasedStateMachine):
     def apply(self, commit: Commit | None, *, lands: bool = False) -> None:
         if commit is None:
             return
+        commit = unfolded(commit)
         assert commit.before is self.run
         assert commit.run.revision == self.run.revision + 1
         assert commit.run.records == self.run.records + len(commit.records)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from abstractruntime import Runtime
 from abstractruntime.core.errors import StoreBusy, StoreCorrupt, StoreError, StoreSchemaTooNew
 from abstractruntime.core.models import RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
 from abstractruntime.storage.sqlite import (
@@ -28,9 +29,11 @@ from abstractruntime.storage.sqlite import (
 )
 
 from .scale import scaled
+from .worlds import one, statuses
 
 ROOT = Path(__file__).parent.parent
-GOLDEN = Path(__file__).parent / "golden" / "sqlite_schema_1.sqlite3"
+FOLDER = Path(__file__).parent / "golden"
+GOLDEN = sorted(FOLDER.glob("sqlite_schema_*.sqlite3"))
 AT = "2026-01-31T09:00:00.000000+00:00"
 
 
@@ -72,10 +75,14 @@ def write_golden(path: Path) -> None:
         child = RunState("golden-2", "w", RunStatus.COMPLETED, "n", output={"a": 1}, created_at=AT, updated_at=AT)
         child.parent_run_id = "golden-1"
         SqliteRunStore(database).save(child)
+        rt = Runtime(run_store=SqliteRunStore(database), ledger_store=SqliteLedgerStore(database))
+        rt.start(workflow=one("answer_user", {"message": "hello"}), run_id="golden-3")
+        rt.tick(workflow=one("answer_user", {"message": "hello"}), run_id="golden-3")
 
 
-def test_a_file_of_the_first_version_opens_and_reads(tmp_path):
-    path = Path(shutil.copy(GOLDEN, tmp_path))
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden.stem)
+def test_a_file_of_every_version_opens_and_reads(golden, tmp_path):
+    path = Path(shutil.copy(golden, tmp_path))
     with SqliteDatabase(path) as database:
         runs, ledgers = SqliteRunStore(database), SqliteLedgerStore(database)
         found = runs.load("golden-1")
@@ -86,6 +93,8 @@ def test_a_file_of_the_first_version_opens_and_reads(tmp_path):
         assert [record["step_id"] for record in ledgers.list("golden-1")] == ["golden-1:1.1"]
         assert [run.run_id for run in runs.list_due_wait_until(now_iso=AT)] == ["golden-1"]
         assert [run.output for run in runs.list_children(parent_run_id="golden-1")] == [{"a": 1}]
+        if golden.stem != "sqlite_schema_1":  # from the second on, one record may stand for two
+            assert statuses(ledgers.list("golden-3")) == ["started", "completed", "completed", "completed"]
         runs.save(found)
 
 
@@ -96,8 +105,9 @@ def schema_of(path: Path) -> list[tuple[str, ...]]:
     return found
 
 
-def test_an_old_file_gets_the_schema_of_a_new_one(tmp_path):
-    old, new = Path(shutil.copy(GOLDEN, tmp_path)), tmp_path / "new.sqlite3"
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden.stem)
+def test_an_old_file_gets_the_schema_of_a_new_one(golden, tmp_path):
+    old, new = Path(shutil.copy(golden, tmp_path)), tmp_path / "new.sqlite3"
     for path in (old, new):
         with SqliteDatabase(path) as database:
             assert SqliteRunStore(database).load("unknown") is None
@@ -347,6 +357,6 @@ def test_opening_waits_for_another_process_too(tmp_path):
 
 
 if __name__ == "__main__":
-    GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.unlink(missing_ok=True)
-    write_golden(GOLDEN)
+    newest = FOLDER / f"sqlite_schema_{schema.LATEST}.sqlite3"
+    newest.unlink(missing_ok=True)
+    write_golden(newest)

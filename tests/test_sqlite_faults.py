@@ -28,7 +28,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[SqliteBackend]:
 
 
 class Faulty(sqlite3.Connection):
-    """A connection that fails at the statements that are in `plan`: before they run, or after."""
+    """A connection that fails at the statements that are in `plan`: before they run, after, or for want of room."""
 
     plan: list[tuple[str, str]]
 
@@ -39,8 +39,8 @@ class Faulty(sqlite3.Connection):
                 super().execute(sql, *parameters)
             elif how == "gives up":
                 super().execute("ROLLBACK")
-            error = sqlite3.OperationalError("disk I/O error")
-            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            error = sqlite3.OperationalError("disk I/O error" if how != "full" else "database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR if how != "full" else sqlite3.SQLITE_FULL
             raise error
         return super().execute(sql, *parameters)
 
@@ -63,12 +63,13 @@ async def faulty(tmp_path: Path) -> AsyncIterator[tuple[SqliteBackend, Faulty]]:
         await lane.close()
 
 
+@pytest.mark.parametrize("hot", [True, False])
 @pytest.mark.parametrize("how", ["before", "after"])
-async def test_a_failing_flush_is_unclear_and_the_id_tells_whether_it_landed(faulty, how):
+async def test_a_failing_flush_is_unclear_and_the_id_tells_whether_it_landed(faulty, how, hot):
     backend, connection = faulty
-    connection.plan = [("COMMIT", how)]
+    connection.plan = [("INSERT INTO steps" if hot else "COMMIT", how)]
     with pytest.raises(StoreUnclear, match=r"may or may not have landed \(disk I/O error\)"):
-        await backend.commit(write(run(revision=2), 1, count=1, hot=True))
+        await backend.commit(write(run(revision=2), 1, count=1, hot=hot))
     assert await backend.landed("r", "r@2") is (how == "after")
     if how == "before":
         await backend.commit(write(run(revision=2), 1, count=1, hot=True))
@@ -77,7 +78,7 @@ async def test_a_failing_flush_is_unclear_and_the_id_tells_whether_it_landed(fau
 
 async def test_a_failing_statement_fails_its_own_write_and_the_next_one_lands(faulty):
     backend, connection = faulty
-    connection.plan = [("INSERT INTO states (id, revision, records, requested", "before"), ("UPDATE states", "before")]
+    connection.plan = [("INSERT INTO steps", "full"), ("INSERT INTO steps", "full"), ("UPDATE states", "before")]
     with pytest.raises(StoreError, match="check it and the permissions") as caught:
         await backend.commit(write(run(revision=2), 1, hot=True))
     assert not isinstance(caught.value, StoreUnclear)
@@ -88,7 +89,8 @@ async def test_when_sqlite_gives_the_transaction_up_nothing_was_written_and_ever
     backend, connection = faulty
     await backend.commit(write(run("other"), None))
     connection.plan = [
-        ("INSERT INTO states (id, revision, records, requested", "before"),
+        ("INSERT INTO steps", "full"),
+        ("INSERT INTO steps", "full"),
         ("UPDATE states", "gives up"),
     ]
     errors: list[BaseException] = []
@@ -111,7 +113,7 @@ async def test_when_sqlite_gives_the_transaction_up_nothing_was_written_and_ever
 
 async def test_when_not_even_a_savepoint_can_be_had_nothing_was_written(faulty):
     backend, connection = faulty
-    connection.plan = [("INSERT INTO states (id, revision, records, requested", "before"), ("SAVEPOINT", "before")]
+    connection.plan = [("INSERT INTO steps", "full"), ("INSERT INTO steps", "full"), ("SAVEPOINT", "before")]
     with pytest.raises(StoreError, match="permissions"):
         await backend.commit(write(run(revision=2), 1, hot=True))
     await backend.commit(write(run(revision=2), 1, hot=True))
@@ -121,7 +123,7 @@ async def test_a_batch_that_breaks_down_altogether_leaves_the_lane_in_order(faul
     backend, connection = faulty
     connection.plan = [("BEGIN", "after"), ("ROLLBACK", "before")]
     with pytest.raises(sqlite3.OperationalError):
-        await backend.commit(write(run(revision=2), 1, hot=True))
+        await backend.commit(write(run(revision=2), 1))
     await backend.commit(write(run(revision=2), 1, hot=True))
 
 

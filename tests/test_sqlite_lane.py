@@ -82,7 +82,8 @@ async def test_whatever_queued_up_shares_the_next_batch(tmp_path):
             group.start_soon(lane.run, lambda connection, n=number: n)
         await turns()
         gate.set()
-    assert sizes == [1, 1000, 1000, 500]
+    # at most 512, and while more than 64 wait only half of them: the loop prepares others while these are flushed
+    assert sizes == [1, 512, 512, 512, 482, 241, 121, 60, 60]
     await lane.close()
 
 
@@ -386,7 +387,8 @@ print("saved")
 def test_a_program_that_forgets_to_close_ends_quietly(tmp_path, kind):
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", FORGETS, str(tmp_path / "runs.sqlite3"), kind]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (found.stdout, found.stderr, found.returncode) == ("saved\n", "", 0)
+    told = [line for line in found.stderr.splitlines() if not line.startswith("Executing <")]  # a busy machine is slow
+    assert (found.stdout, told, found.returncode) == ("saved\n", [], 0)
 
 
 def test_the_ledger_twin_blocks_too(tmp_path):

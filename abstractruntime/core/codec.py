@@ -95,7 +95,7 @@ def encode_records(records: Sequence[StepRecord]) -> bytes:
 def decode_records(data: bytes, run_id: str) -> list[StepRecord]:
     """The records of one commit; `StoreCorrupt` names the run whose ledger is damaged."""
     try:
-        return _decode_records(data)
+        return [record for stored in _decode_records(data) for record in stored.unfolded()]
     except REFUSALS as error:
         raise StoreCorrupt(
             f"The ledger of run {run_id!r} cannot be read: {error}. Restore it from a backup."
@@ -103,8 +103,10 @@ def decode_records(data: bytes, run_id: str) -> list[StepRecord]:
 
 
 def record_dict(record: StepRecord) -> dict[str, Any]:
-    """A record as `get_ledger` shows it: every field, plain JSON."""
-    return {**msgspec.structs.asdict(record), "status": str(record.status)}
+    """A record as `get_ledger` shows it: every field but how it is stored, plain JSON."""
+    shown = {**msgspec.structs.asdict(record), "status": str(record.status)}
+    del shown["folded"]
+    return shown
 
 
 def _normal(value: Any, path: str, parents: tuple[int, ...]) -> Any:

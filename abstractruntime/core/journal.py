@@ -40,7 +40,7 @@ def prepare(commit: Commit) -> Write:
         expected_records=0 if before is None else before.records,
         answered=len(commit.answers),
         records=encode_records(commit.records) if commit.records else b"[]",
-        count=len(commit.records),
+        count=run.records if before is None else run.records - before.records,
         lookup_key=commit.lookup_key,
         requests=commit.requests,
         hot=before is not None
@@ -162,7 +162,7 @@ class Journal:
         raise error
 
     async def _publish(self, records: tuple[StepRecord, ...]) -> None:
-        for record in records:
+        for record in (record for stored in records for record in stored.unfolded()):
             for callback, run_id in list(self._observers.values()):
                 if run_id is None or run_id == record.run_id:
                     try:

@@ -102,19 +102,15 @@ class Leases:
         self.begin()
 
     def begin(self) -> None:
-        """Become an owner of a fresh name that holds nothing."""
-        self._ids = Ids()
-        self.owner = self._ids.owner
+        """Become an owner of a fresh name that holds nothing; `next_id()` is a fresh commit id of it."""
+        ids = Ids()
+        self.owner, self.next_id = ids.owner, ids.next
         self._flights: dict[str, Flight] = {}
         self._until = 0
         self._renewing: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heart: asyncio.Task[None] | None = None
         _PEERS[self.owner] = self
-
-    def next_id(self) -> str:
-        """A fresh commit id of this owner."""
-        return self._ids.next()
 
     async def ensure(self) -> None:
         """Return when the lease runs for at least another half of its length: before every claim."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from .clock import utc_now_iso
 
@@ -241,6 +242,8 @@ class StepRecord(Struct, dict=True, omit_defaults=True):
     commit_id: str | None = None
     #: the step whose recorded result was taken instead of calling the handler again
     reused_from: str | None = None
+    #: as stored: stands for its STARTED record too, which the same commit wrote; readers get the two
+    folded: bool = False
 
     @classmethod
     def start(
@@ -281,6 +284,13 @@ class StepRecord(Struct, dict=True, omit_defaults=True):
     def finish_cancelled(self, details: dict[str, Any] | None = None) -> StepRecord:
         """Mark it CANCELLED now, in place."""
         return self._finish(StepStatus.CANCELLED, {"cancelled": True, **(details or {})})
+
+    def unfolded(self) -> tuple[StepRecord, ...]:
+        """The record as readers get it, behind its STARTED record where it stands for that too."""
+        if not self.folded:
+            return (self,)
+        started = replace(self, status=StepStatus.STARTED, result=None, error=None, ended_at=None, folded=False)
+        return started, replace(self, folded=False)
 
     def _finish(self, status: StepStatus, result: Any) -> StepRecord:
         self.status, self.result, self.ended_at = status, result, utc_now_iso()

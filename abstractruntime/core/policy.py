@@ -103,6 +103,16 @@ class NoRetryPolicy(DefaultEffectPolicy):
         super().__init__(unknown_rules=unknown_rules)
 
 
+class _Keyed(msgspec.Struct, frozen=True, gc=False):
+    """What a key is the hash of. A struct, with its fields in order, is canonical without being sorted."""
+
+    effect_payload: Any
+    effect_seq: int
+    effect_type: str
+    node_id: str
+    run_id: str
+
+
 def compute_idempotency_key(*, run_id: str, node_id: str, effect: Effect, effect_seq: int = 0) -> str:
     """32 hex characters: equal for the same effect of the same step, different for any other.
 
@@ -110,17 +120,11 @@ def compute_idempotency_key(*, run_id: str, node_id: str, effect: Effect, effect
     naming the path when the payload cannot be written as JSON.
     """
     payload = _tool_calls(effect.payload) if effect.type == EffectType.TOOL_CALLS else effect.payload
-    parts = {
-        "effect_payload": payload,
-        "effect_seq": effect_seq,
-        "effect_type": str(effect.type),
-        "node_id": node_id,
-        "run_id": run_id,
-    }
     try:
-        text = canonical(parts)
+        text = canonical(_Keyed(payload, effect_seq, effect.type, node_id, run_id))
     except REFUSALS:  # either it becomes JSON as documented, or the error names the path
-        text = canonical({**parts, "effect_payload": json_safe(payload, f"payload of {effect.type}")})
+        safe = json_safe(payload, f"payload of {effect.type}")
+        text = canonical(_Keyed(safe, effect_seq, effect.type, node_id, run_id))
     return sha256(text).hexdigest()[:32]
 
 

@@ -187,14 +187,21 @@ def write_path(vars: Vars, path: str | None, value: Any) -> Vars:
     if not path:
         return vars
     new = vars.copy()
-    inner = new
+    put_path(new, path, value)
+    return new
+
+
+def put_path(vars: Vars, path: str, value: Any) -> None:
+    """The same in a copy of vars that the caller has made: of each level below that changes, a new dict."""
+    if "." not in path:
+        vars[path] = value
+        return
     *names, last = path.split(".")
     for name in names:
-        below = inner.get(name)
-        inner[name] = below = below.copy() if isinstance(below, dict) else {}
-        inner = below
-    inner[last] = value
-    return new
+        below = vars.get(name)
+        vars[name] = below = below.copy() if isinstance(below, dict) else {}
+        vars = below
+    vars[last] = value
 
 
 def append_path(vars: Vars, path: str, value: Any) -> Vars:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,10 +24,14 @@ _STATUSES = ("completed", "waiting", "failed", "cancelled")
 
 
 class Handler(Struct, frozen=True):
-    """A handler ready to be awaited. `inside` ones touch nothing outside the store and need no promise."""
+    """A handler ready to be called. `inside` ones touch nothing outside the store and need no promise.
 
-    run: Callable[[EffectCall], Awaitable[Any]]
+    What `run` returns is awaited, unless the handler is `direct`.
+    """
+
+    run: Callable[[EffectCall], Any]
     inside: bool = False
+    direct: bool = False
 
 
 def adapt(function: Callable[..., Any], threads: WorkerThreads) -> Handler:

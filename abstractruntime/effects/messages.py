@@ -13,9 +13,14 @@ def answer_user(call: EffectCall) -> EffectOutcome:
     Payload: `message` (or `text`, or `content`), `level`. Result: `{"message", "level"}`, where level is message,
     warning or error. It reaches the host through the ledger.
     """
-    payload = call.payload
-    message = next((payload[key] for key in ("message", "text", "content") if payload.get(key) is not None), None)
+    payload = call.effect.payload
+    message = payload.get("message")
+    if message is None:
+        message = payload.get("text")
+    if message is None:
+        message = payload.get("content")
     if message is None:
         return EffectOutcome.failed("answer_user requires payload.message", retryable=False)
-    level = _LEVELS.get(str(payload.get("level") or "").strip().lower(), "message")
+    level = payload.get("level")
+    level = _LEVELS.get(str(level).strip().lower(), "message") if level else "message"
     return EffectOutcome.completed({"message": str(message), "level": level})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..models import Commit, Intent, Request, RunState, RunStatus, StepRecord, StepStatus
 
@@ -31,7 +31,9 @@ def seq_of(vars: dict[str, Any]) -> int:
 
 def with_runtime(vars: dict[str, Any], **entries: Any) -> dict[str, Any]:
     """Vars with these entries of `_runtime` replaced; the input stays as it is."""
-    return {**vars, "_runtime": {**runtime_of(vars), **entries}}
+    new = vars.copy()
+    set_runtime(new, **entries)
+    return new
 
 
 def restore_seq(vars: dict[str, Any], seq: int) -> dict[str, Any]:
@@ -39,11 +41,16 @@ def restore_seq(vars: dict[str, Any], seq: int) -> dict[str, Any]:
     return vars if seq_of(vars) == seq else with_runtime(vars, effect_seq=seq)
 
 
-def with_previous(vars: dict[str, Any], node_id: str, next_node: str | None) -> dict[str, Any]:
-    """Vars with the documented note of where the run came from."""
+def set_runtime(vars: dict[str, Any], **entries: Any) -> None:
+    """The same in a copy of vars that the caller has made: of each level that changes, a new dict."""
+    vars["_runtime"] = runtime_of(vars) | entries
+
+
+def set_previous(vars: dict[str, Any], node_id: str, next_node: str | None) -> None:
+    """Note where the run came from, as documented, in a copy of vars that the caller has made."""
     temp = vars.get("_temp")
-    kept = temp if isinstance(temp, dict) else {}
-    return {**vars, "_temp": {**kept, "prev_node_id": node_id, "prev_next_node": next_node}}
+    noted = {"prev_node_id": node_id, "prev_next_node": next_node}
+    vars["_temp"] = temp | noted if isinstance(temp, dict) else noted
 
 
 def control_of(run: RunState) -> dict[str, Any]:
@@ -66,10 +73,7 @@ def unpaused_vars(run: RunState, **notes: Any) -> dict[str, Any]:
 
 def next_state(run: RunState, stamp: Stamp, vars: dict[str, Any] | None = None) -> RunState:
     """A copy of the run at the next revision, for the caller to finish."""
-    new = copy(run)
-    new.revision = run.revision + 1
-    new.commit_id = stamp.id
-    new.updated_at = stamp.at
+    new = replace(run, revision=run.revision + 1, commit_id=stamp.id, updated_at=stamp.at)
     if vars is not None:
         new.vars = vars
     return new
@@ -85,6 +89,8 @@ def commit(
 ) -> Commit:
     """A commit whose state counts its records and keeps an owner only while it runs."""
     run.records = before.records + len(records)
+    if records and records[0].folded:
+        run.records += 1
     if run.status is not RunStatus.RUNNING and run.intent is None:
         run.owner = None
     return Commit(run=run, before=before, records=records, requests=requests, answers=answers, lookup_key=lookup_key)
@@ -99,24 +105,32 @@ def step_record(
     result: Any = None,
     error: str | None = None,
     reused_from: str | None = None,
+    folded: bool = False,
 ) -> StepRecord:
-    """A record of one attempt at an effect; the STARTED and the final one share the step id."""
-    return StepRecord(
-        run_id=run.run_id,
-        step_id=intent.step_id,
-        node_id=intent.node_id,
-        status=status,
-        effect=intent.effect.as_record(),
-        result=result,
-        error=error,
-        started_at=intent.started_at,
-        ended_at=None if status is StepStatus.STARTED else stamp.at,
-        actor_id=run.actor_id,
-        session_id=run.session_id,
-        attempt=intent.attempt,
-        idempotency_key=intent.key,
-        commit_id=stamp.id,
-        reused_from=reused_from,
+    """A record of one attempt at an effect; the STARTED and the final one share the step id.
+
+    `folded` makes it stand for both; it is the first of its commit.
+    """
+    return StepRecord(  # by position, in the order of its fields: every step makes one, and names cost thrice as much
+        run.run_id,
+        intent.step_id,
+        intent.node_id,
+        status,
+        intent.effect.as_record(),
+        result,
+        error,
+        intent.started_at,
+        None if status is StepStatus.STARTED else stamp.at,
+        run.actor_id,
+        run.session_id,
+        intent.attempt,
+        intent.key,
+        None,
+        None,
+        None,
+        stamp.id,
+        reused_from,
+        folded,
     )
 
 

@@ -23,7 +23,7 @@ from ..models import (
     wait_record,
 )
 from ..outcomes import EffectOutcome
-from ..vars import append_path, write_path
+from ..vars import append_path, put_path, write_path
 from .state import (
     Stamp,
     commit,
@@ -31,10 +31,10 @@ from .state import (
     next_state,
     run_record,
     seq_of,
+    set_previous,
+    set_runtime,
     status_record,
     step_record,
-    with_previous,
-    with_runtime,
 )
 from .waits import bind_wait
 
@@ -44,7 +44,8 @@ OUTCOME_UNKNOWN = "Outcome unknown: the process that performed this attempt ende
 def move(run: RunState, plan: StepPlan, stamp: Stamp) -> Commit:
     """A plan without an effect: on to the next node. Writes no record."""
     assert plan.next_node is not None
-    new = next_state(run, stamp, with_previous(run.vars, plan.node_id, plan.next_node))
+    new = next_state(run, stamp, run.vars.copy())
+    set_previous(new.vars, plan.node_id, plan.next_node)
     new.current_node, new.node_errors = plan.next_node, 0
     return commit(run, new)
 
@@ -73,15 +74,14 @@ def intent_of(run: RunState, plan: StepPlan, effect: Effect, key: str, stamp: St
 def inside(
     run: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp, *, lookup_key: str | None = None
 ) -> Commit:
-    """An effect that touches nothing outside the store: promise and landing in one commit."""
-    started = step_record(run, intent, StepStatus.STARTED, stamp)
-    return _land(run, intent, outcome, stamp, (started,), lookup_key=lookup_key)
+    """An effect that touches nothing outside the store: promise and landing in one commit, and in one record."""
+    return _land(run, intent, outcome, stamp, lookup_key=lookup_key, folded=True)
 
 
 def reused(run: RunState, intent: Intent, found: StepRecord, stamp: Stamp) -> Commit:
     """An effect whose key was settled before: its recorded result lands and no handler is called."""
     outcome = EffectOutcome.completed(found.result)
-    return _land(run, intent, outcome, stamp, (), reused_from=found.step_id)
+    return _land(run, intent, outcome, stamp, reused_from=found.step_id)
 
 
 def promise(run: RunState, intent: Intent, owner: str, stamp: Stamp) -> Commit:
@@ -130,7 +130,7 @@ def retry(run: RunState, outcome: EffectOutcome, due: str, stamp: Stamp) -> Comm
 def settle(run: RunState, outcome: EffectOutcome, stamp: Stamp, *, lookup_key: str | None = None) -> Commit:
     """The effect in flight ended: its result lands and the run goes on."""
     assert run.intent is not None
-    return _land(run, run.intent, outcome, stamp, (), lookup_key=lookup_key)
+    return _land(run, run.intent, outcome, stamp, lookup_key=lookup_key)
 
 
 def late(run: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp) -> Commit:
@@ -151,7 +151,7 @@ def late(run: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp) ->
 def lost(run: RunState, stamp: Stamp) -> Commit:
     """The performer died and the policy says that nobody may repeat it: the effect fails."""
     assert run.intent is not None
-    return _land(run, run.intent, EffectOutcome.failed(OUTCOME_UNKNOWN, retryable=False), stamp, ())
+    return _land(run, run.intent, EffectOutcome.failed(OUTCOME_UNKNOWN, retryable=False), stamp)
 
 
 def node_failed(run: RunState, node_id: str, error: str, stamp: Stamp) -> Commit:
@@ -178,21 +178,24 @@ def _land(
     intent: Intent,
     outcome: EffectOutcome,
     stamp: Stamp,
-    records: tuple[StepRecord, ...],
     *,
     lookup_key: str | None = None,
     reused_from: str | None = None,
+    folded: bool = False,
 ) -> Commit:
-    new = next_state(run, stamp)
+    new = next_state(run, stamp, run.vars.copy())
     new.intent, new.node_errors = None, 0
+    records: tuple[StepRecord, ...]
     if outcome.status == "completed":
-        ended = step_record(run, intent, StepStatus.COMPLETED, stamp, result=outcome.result, reused_from=reused_from)
-        records = (*records, ended, *_go_on(run, new, intent, outcome, stamp))
+        ended = step_record(
+            run, intent, StepStatus.COMPLETED, stamp, result=outcome.result, reused_from=reused_from, folded=folded
+        )
+        records = (ended, *_go_on(run, new, intent, outcome, stamp))
     elif outcome.status == "waiting":
-        records = (*records, _wait(run, new, intent, outcome, stamp))
+        records = (_wait(run, new, intent, outcome, stamp, folded),)
     else:
-        records = (*records, *_fail(run, new, intent, outcome, stamp))
-    new.vars = with_runtime(new.vars, effect_seq=intent.seq + 1)  # last, whatever a result wrote there
+        records = _fail(run, new, intent, outcome, stamp, folded)
+    set_runtime(new.vars, effect_seq=intent.seq + 1)  # last, whatever a result wrote there
     return commit(run, new, *records, requests=outcome.requests, lookup_key=lookup_key)
 
 
@@ -200,44 +203,46 @@ def _go_on(
     run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp
 ) -> tuple[StepRecord, ...]:
     effect = intent.effect
-    vars = new.vars
     for change in outcome.changes:
-        vars = (append_path if change.op == "append" else write_path)(vars, change.path, change.value)
+        new.vars = (append_path if change.op == "append" else write_path)(new.vars, change.path, change.value)
     if effect.result_key and outcome.result is not None:
-        vars = write_path(vars, effect.result_key, outcome.result)
-    if effect.type == EffectType.LLM_CALL:
-        vars = _count_tokens(vars, outcome.result)
+        put_path(new.vars, effect.result_key, outcome.result)
+    if effect.type is EffectType.LLM_CALL:
+        _count_tokens(new.vars, outcome.result)
     if not intent.next_node:
-        new.vars = vars
         return finished(new, intent.node_id, {"success": True, "result": outcome.result}, stamp)
-    new.vars = with_previous(vars, intent.node_id, intent.next_node)
+    set_previous(new.vars, intent.node_id, intent.next_node)
     new.current_node = intent.next_node
     if run.paused and new.waiting is not None:  # the pause stays; resume_run goes on behind the effect
         new.waiting = replace(new.waiting, resume_to_node=intent.next_node)
     return ()
 
 
-def _wait(run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp) -> StepRecord:
+def _wait(
+    run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp, folded: bool
+) -> StepRecord:
     assert outcome.wait is not None
     new.status = RunStatus.WAITING
     new.waiting = bind_wait(outcome.wait, run, intent)
-    new.vars = with_previous(new.vars, intent.node_id, intent.next_node)
-    return step_record(run, intent, StepStatus.WAITING, stamp, result={"wait": wait_record(new.waiting)})
+    set_previous(new.vars, intent.node_id, intent.next_node)
+    return step_record(run, intent, StepStatus.WAITING, stamp, result={"wait": wait_record(new.waiting)}, folded=folded)
 
 
-def _fail(run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp) -> tuple[StepRecord, ...]:
+def _fail(
+    run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp, folded: bool
+) -> tuple[StepRecord, ...]:
     error = outcome.error or "Effect failed without saying why"
-    failed = step_record(run, intent, StepStatus.FAILED, stamp, result=outcome.result, error=error)
+    failed = step_record(run, intent, StepStatus.FAILED, stamp, result=outcome.result, error=error, folded=folded)
     new.status, new.waiting = RunStatus.FAILED, None
     new.error = error if not intent.failures else f"Effect failed after {intent.failures + 1} attempts: {error}"
     return failed, status_record(new, stamp)
 
 
-def _count_tokens(vars: dict[str, Any], result: Any) -> dict[str, Any]:
+def _count_tokens(vars: dict[str, Any], result: Any) -> None:
     usage = result.get("usage") if isinstance(result, dict) else None
     if not isinstance(usage, dict):
-        return vars
+        return
     for name in ("input_tokens", "prompt_tokens", "total_tokens"):
         if type(usage.get(name)) is int:
-            return write_path(vars, "_limits.estimated_tokens_used", usage[name])
-    return vars
+            put_path(vars, "_limits.estimated_tokens_used", usage[name])
+            return

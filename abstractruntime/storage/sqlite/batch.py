@@ -1,7 +1,9 @@
 """Group commit: whatever queued up while the last flush was on its way shares the next one.
 
-A batch is first tried whole, with as few statements as there are kinds of writes. If a guard fails or anything
-raises, it is rolled back and done again member by member, each in a savepoint, so that only the culprit fails.
+A batch of steps, which is what a busy runtime writes, is one statement that begins, writes and flushes by itself. Any
+other batch is first tried whole in a transaction, with as few statements as there are kinds of writes. If a guard
+fails or anything raises, it is taken back and done again member by member, each in a savepoint, so that only the
+culprit fails.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 from ...core.errors import StoreError, StoreUnclear
 from ..base import Write
 from .failures import translated
-from .statements import QUERIES, first, write_rows
+from .statements import MOST_FILLED, QUERIES, first, write_filled, write_rows
 from .writes import identity_row, next_run_id, rest_at, stand, store, wait_row
 
 log = logging.getLogger("abstractruntime.storage.sqlite")
@@ -22,7 +24,7 @@ log = logging.getLogger("abstractruntime.storage.sqlite")
 _ID_OF_RUN = QUERIES["id_of_run"]
 _INSERT_RUNS = QUERIES["insert_runs"]
 _INSERT_STATES = QUERIES["insert_states"]
-_ADVANCE_STATES = QUERIES["advance_states"]
+_LAND_STEPS = QUERIES["land_steps"]
 _REPLACE_STATE = QUERIES["replace_state"]
 _INSERT_LEDGER = QUERIES["insert_ledger"]
 _DELETE_WAITS = QUERIES["delete_waits"]
@@ -78,13 +80,13 @@ class Writer:
         """The outcome of each operation, in order: durable when this returns."""
         self._found = {}
         try:
-            outcomes = self._applied(connection, operations)
+            steps = _steps_alone(operations)
+            outcomes = (steps and self._landed(connection, steps)) or self._applied(connection, operations)
         except sqlite3.Error as error:  # not even the transaction or a savepoint could be had: nothing was done
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             return [Failed(translated(error, self._path)) for _ in operations]
-        if not connection.in_transaction:  # SQLite itself gave up the whole transaction
-            self._ids.clear()
+        if not connection.in_transaction:  # a statement of steps that is done, or SQLite itself gave up the whole
             return outcomes
         try:
             connection.execute("COMMIT")
@@ -92,14 +94,36 @@ class Writer:
             self._ids.clear()
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            log.error("%s: the outcome of a commit of %d writes is unclear: %s", self._path, len(operations), error)
-            text = f"{self._path}: the commit may or may not have landed ({error}). Look for it before writing again."
-            return [
-                outcome if isinstance(outcome, Failed) else Failed(_caused(StoreUnclear(text), error))
-                for outcome in outcomes
-            ]
+            return self._unclear(outcomes, error)
         self._remember()
         return outcomes
+
+    def _landed(self, connection: sqlite3.Connection, steps: Sequence[Write]) -> list[Any] | None:
+        """All the steps as one statement that is its own transaction; None where nothing of it was written."""
+        outcomes = [None] * len(steps)
+        try:
+            self._land(connection, steps)
+        except _NotWhole:
+            return None
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            if code == sqlite3.SQLITE_IOERR:  # perhaps it was only the flush that failed
+                return self._unclear(outcomes, error)
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):  # it has waited for long enough
+                raise
+            return None
+        except (OverflowError, UnicodeError, ValueError):  # a value that cannot be bound
+            return None
+        self._remember()
+        return outcomes
+
+    def _unclear(self, outcomes: Sequence[Any], error: sqlite3.Error) -> list[Any]:
+        log.error("%s: the outcome of a commit of %d writes is unclear: %s", self._path, len(outcomes), error)
+        text = f"{self._path}: the commit may or may not have landed ({error}). Look for it before writing again."
+        return [
+            outcome if isinstance(outcome, Failed) else Failed(_caused(StoreUnclear(text), error))
+            for outcome in outcomes
+        ]
 
     def _applied(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
         connection.execute("BEGIN IMMEDIATE")
@@ -142,7 +166,7 @@ class Writer:
 
     def _write_all(self, connection: sqlite3.Connection, writes: Sequence[Write]) -> None:
         """All writes with one statement per kind, or `_NotWhole`. Two of one run land in their order, or not here."""
-        steps: list[tuple[Any, ...]] = []
+        steps: list[Write] = []
         ledger: list[tuple[Any, ...]] = []
         full: list[tuple[int, Write]] = []
         born: list[Write] = []
@@ -150,18 +174,16 @@ class Writer:
             if write.expected is None:
                 born.append(write)
                 continue
+            if write.hot:
+                steps.append(write)
+                continue
             run, base = write.run, write.expected_records
             run_pk = self._ids.get(run.run_id) or self._look_up(connection, run.run_id)
-            if write.hot:
-                if run.revision != write.expected + 1 or write.answered:  # not what the statement's guard says
-                    raise _NotWhole
-                steps.append((run_pk, run.revision, base + write.count, base, write.data))
-            else:
-                full.append((run_pk, write))
+            full.append((run_pk, write))
             if write.count:
                 ledger.append((run_pk, base + 1, write.count, write.lookup_key, write.records))
-        if steps and write_rows(connection, _ADVANCE_STATES, steps) != len(steps):
-            raise _NotWhole
+        for start in range(0, len(steps), MOST_FILLED):
+            self._land(connection, steps[start : start + MOST_FILLED])
         if full:
             if len({run_pk for run_pk, _ in full}) != len(full):  # the wait of one must not survive the other
                 raise _NotWhole
@@ -173,6 +195,26 @@ class Writer:
         for write in writes:
             for request in write.requests:
                 stand(connection, request)
+
+    def _land(self, connection: sqlite3.Connection, steps: Sequence[Write]) -> None:
+        """Steps as one statement. Raises when a guard fails; nothing of the statement is stored then."""
+        values: list[Any] = []
+        known = self._ids
+        for write in steps:
+            run = write.run
+            run_pk = known.get(run.run_id) or self._look_up(connection, run.run_id)
+            if run.revision - 1 != write.expected or write.answered:  # not what the statement's guard says
+                raise _NotWhole
+            values += (
+                run_pk,
+                run.revision,
+                write.expected_records,
+                write.count,
+                write.lookup_key or "",
+                bytearray(write.data),
+                bytearray(write.records),
+            )
+        write_filled(connection, _LAND_STEPS, values, len(steps))
 
     def _replace_all(self, connection: sqlite3.Connection, writes: Sequence[tuple[int, Write]]) -> None:
         rows, waits = [], []
@@ -223,6 +265,12 @@ class Writer:
         self._ids.update(self._found)
         while len(self._ids) > _REMEMBERED:
             del self._ids[next(iter(self._ids))]
+
+
+def _steps_alone(operations: Sequence[Operation]) -> list[Write] | None:
+    """The operations, if they are steps and no more than one statement takes."""
+    steps = [operation for operation in operations if type(operation) is Write and operation.hot]
+    return steps if len(steps) == len(operations) <= MOST_FILLED else None
 
 
 def attempt(connection: sqlite3.Connection, operation: Operation, path: str) -> Any:

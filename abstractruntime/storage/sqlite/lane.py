@@ -31,7 +31,10 @@ from .batch import Failed, Operation
 log = logging.getLogger("abstractruntime.storage.sqlite")
 
 #: operations of one batch: at some 10 microseconds each, nobody waits long for the end of one
-MOST_OPERATIONS = 1_000
+MOST_OPERATIONS = 512
+
+#: of more operations than this only half are taken at once: while these are flushed, the loop prepares the next
+WORTH_HALVING = 64
 
 #: seconds that a cancelled caller waits for what it started
 CARRIED_THROUGH = 60.0
@@ -175,7 +178,9 @@ class Lane:
         farewell: _Ticket | None = None
         while farewell is None:
             tickets = [queue.get()]
-            tickets += [queue.get() for _ in range(min(queue.qsize(), MOST_OPERATIONS - 1))]
+            waiting = queue.qsize()
+            waiting = waiting // 2 if waiting > WORTH_HALVING else waiting
+            tickets += [queue.get() for _ in range(min(waiting, MOST_OPERATIONS - 1))]
             if self._state is not _State.OPEN:
                 farewell, tickets = self._before_farewell(tickets)
             if tickets:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -15,6 +16,12 @@ _ROW = re.compile(r"VALUES\s*(\([^)]*\))")
 
 #: rows of one statement; larger ones are not faster, and each size is a prepared statement that is kept
 MOST_ROWS = 64
+
+#: sizes of statements that are filled up to the next of them
+_SIZES = tuple(sorted({*(2**n for n in range(10)), *(3 * 2**n for n in range(1, 8))}))
+
+#: rows that `write_filled` takes
+MOST_FILLED = _SIZES[-1]
 
 
 def _read_queries() -> dict[str, str]:
@@ -65,6 +72,17 @@ def write_rows(connection: sqlite3.Connection, query: str, rows: Sequence[Sequen
         done += connection.execute(_for_rows(query, count), values).rowcount
         start += count
     return done
+
+
+def write_filled(connection: sqlite3.Connection, query: str, values: list[Any], count: int) -> None:
+    """Run a query that has one row of VALUES with `count` rows, given flat, as a single statement.
+
+    Rows of zeros fill it up, so that few sizes are prepared; the query must pass over them. Bind `bytearray` and not
+    `bytes`, and anything but None: sqlite3 looks for an adapter of those first, which costs more than the binding.
+    """
+    size = _SIZES[bisect_left(_SIZES, count)]
+    values += (0,) * ((size - count) * (len(values) // count))
+    connection.execute(_for_rows(query, size), values)
 
 
 def first(connection: sqlite3.Connection, query: str, parameters: Iterable[Any] = ()) -> Any:

@@ -23,18 +23,13 @@ UPDATE runs SET workflow_id = ?, session_id = ?, actor_id = ?, parent_run_id = ?
 INSERT INTO states (id, revision, records, status, rest_at, owner, data)
 VALUES (?, ?, ?, ?, ?, ?, ?);
 
--- name: advance_states
--- The hot write of a step: only columns that no index has. An upsert and not an UPDATE, because this form takes many
--- rows in one statement, and so in one stretch without the interpreter's lock. It never inserts (trigger
--- states_known). The guard rides along: requested carries the number of records that the step was computed from,
--- and the revision is the stored one plus one.
-INSERT INTO states (id, revision, records, requested, data)
-VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, records = excluded.records, data = excluded.data
-WHERE states.revision = excluded.revision - 1 AND states.records = excluded.requested AND states.requested = 0;
+-- name: land_steps
+-- The hot write of a step: only columns that no index has. Many rows in one statement, see migrations/0002_steps.sql.
+INSERT INTO steps (run, revision, base, count, lookup_key, state, records)
+VALUES (?, ?, ?, ?, ?, ?, ?);
 
 -- name: advance_state
--- The same for one row, where a conflict is to be told apart.
+-- The same for the state of one row, where a conflict is to be told apart.
 UPDATE states SET revision = ?, records = ?, data = ?
 WHERE id = ? AND revision = ? AND records = ? AND requested = ?;
 
