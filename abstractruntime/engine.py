@@ -18,22 +18,21 @@ from msgspec.structs import replace
 
 from .core import kernel, portal
 from .core.clock import Clock, parse_instant
-from .core.codec import json_safe
 from .core.errors import (
     AbstractRuntimeError,
     InvalidPlan,
     ReentrantTick,
     RevisionConflict,
     StoreError,
-    UnknownNode,
 )
 from .core.journal import Journal
 from .core.leases import Leases
-from .core.models import TERMINAL, Commit, Effect, Request, RunState, StepPlan
-from .core.secrets import admit, admit_both
+from .core.models import TERMINAL, Commit, Request, RunState, StepPlan
+from .core.secrets import admit
 from .core.spec import WorkflowSpec, follow
 from .core.typed import typed_view, untyped
 from .performer import Performer
+from .plans import checked_plan
 
 log = logging.getLogger("abstractruntime")
 
@@ -152,22 +151,22 @@ class Engine:
         node_id = run.current_node
         _inside.get()[-1].disturbed = False
         try:
-            plan, raw, stamp = await self._ask(workflow, run, stamp)
+            plan, raws, stamp = await self._ask(workflow, run, stamp)
         except Exception as error:  # a boundary: what a node raises belongs to the caller, the ledger says so too
             await self._note_failure(run.run_id, node_id, error)
             raise
         if plan.complete_output is not None:
             return await self._journal.commit(kernel.complete(run, plan, stamp))
-        if plan.effect is None:
-            return await self._journal.commit(kernel.move(run, plan, stamp))
-        return await self._performer.start(run, plan, raw, stamp, workflow.nodes)
+        if raws:
+            return await self._performer.start(run, plan, raws, stamp, workflow.nodes)
+        return await self._journal.commit(kernel.move(run, plan, stamp))
 
     async def _ask(
         self, workflow: WorkflowSpec[Any], run: RunState, stamp: kernel.Stamp
-    ) -> tuple[StepPlan, dict[str, Any], kernel.Stamp]:
+    ) -> tuple[StepPlan, list[dict[str, Any]], kernel.Stamp]:
         """Ask the node; what it changed in vars is in `run.vars` then.
 
-        Returns its plan as it may be stored, the effect's payload as it may not (with its secrets), and the stamp.
+        Returns its plan as it may be stored, its effects' payloads as they may not (with secrets), and the stamp.
         """
         node = workflow.get_node(run.current_node)
         view: Any = replace(run) if workflow.state is None else typed_view(workflow, run)
@@ -181,7 +180,7 @@ class Engine:
         if not isinstance(vars, dict):
             raise InvalidPlan(f"Node {run.current_node!r} left run.vars as {type(vars).__name__}; expected a dict.")
         run.vars = kernel.restore_seq(admit(vars, "vars"), seq)
-        return *_checked_plan(plan, workflow, run.current_node), stamp
+        return *checked_plan(plan, workflow, run.current_node), stamp
 
     async def _note_failure(self, run_id: str, node_id: str, error: Exception) -> None:
         error.add_note(f"raised at node {node_id!r} of run {run_id!r}")
@@ -254,50 +253,3 @@ class _Moved(Exception):
 
     def __init__(self, steps_left: int) -> None:
         self.steps_left = steps_left
-
-
-def _checked_plan(plan: Any, workflow: WorkflowSpec[Any], node_id: str) -> tuple[StepPlan, dict[str, Any]]:
-    """The plan as it may be stored, and its effect's payload with the secrets that may not."""
-
-    if not isinstance(plan, StepPlan):
-        raise _wrong(workflow, node_id, f"returned a {type(plan).__name__}; expected a StepPlan.")
-    _check_text(plan.node_id, "node_id of the plan")
-    if plan.complete_output is not None:
-        return StepPlan(plan.node_id, complete_output=admit(plan.complete_output, "complete_output")), {}
-    if plan.next_node:
-        if plan.next_node not in workflow.nodes:
-            raise UnknownNode(f"Node {node_id!r} goes on to {plan.next_node!r}, which is no node of the workflow.")
-        if workflow.edges is not None and plan.next_node not in workflow.edges.get(node_id, ()):
-            raise _wrong(workflow, node_id, f"goes on to {plan.next_node!r}, but declares no such edge.")
-    effect = plan.effect
-    if effect is None:
-        if not plan.next_node:
-            raise _wrong(workflow, node_id, "returned no effect and no next_node; it must say where the run goes.")
-        return plan, {}
-    if not isinstance(effect, Effect) or not isinstance(effect.payload, dict):
-        found = _kind(effect)
-        raise _wrong(workflow, node_id, f"returned an effect that is no Effect with a dict payload: {found}.")
-    _check_text(effect.type, "type of the effect")
-    if effect.result_key:
-        _check_text(effect.result_key, "result_key of the effect")
-    raw, clean = admit_both(effect.payload, "payload")
-    effect = Effect(effect.type, clean, effect.result_key or None)
-    return StepPlan(plan.node_id, effect, plan.next_node or None), raw
-
-
-def _wrong(workflow: WorkflowSpec[Any], node_id: str, what: str) -> InvalidPlan:
-    return InvalidPlan(f"Node {node_id!r} of workflow {workflow.workflow_id!r} {what}")
-
-
-def _kind(effect: Any) -> str:
-    """What was given instead of an effect, without its values, which may be secret."""
-    if not isinstance(effect, Effect):
-        return f"found a {type(effect).__name__}"
-    return f"its payload is a {type(effect.payload).__name__}"
-
-
-def _check_text(text: Any, what: str) -> None:
-    if not isinstance(text, str):
-        raise InvalidPlan(f"{what}: expected a text, found {text!r:.80}")
-    if not text.isascii():
-        json_safe(text, what)

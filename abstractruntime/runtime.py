@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from .attempts import Attempts
 from .core import kernel
 from .core.backend import Backend
+from .core.capacity import Capacity
 from .core.clock import SYSTEM_CLOCK, Clock
 from .core.codec import digest, record_dict
 from .core.config import LimitWarning, RuntimeConfig, apply_limit_updates, limit_status, limit_warnings
@@ -56,6 +58,7 @@ class AsyncRuntime:
         clock: time; give your own in tests.
         lease_seconds: how long a claim on an effect outlives a process that stops responding.
         max_inline_backoff: the longest pause between attempts, in seconds, that `tick` waits out itself.
+        effect_limits: how many effects of a type this runtime performs at once, as in `{"llm_call": 8}`.
 
     >>> async with AsyncRuntime(run_store=runs, ledger_store=ledger) as rt:
     ...     state = await rt.run(workflow, vars={"task": "sum up"})
@@ -76,6 +79,7 @@ class AsyncRuntime:
         clock: Clock | None = None,
         lease_seconds: float = 30.0,
         max_inline_backoff: float = 1.0,
+        effect_limits: Mapping[str, int] | None = None,
     ) -> None:
         self._run_store, self._ledger_store = run_store, ledger_store
         self._clock = clock or SYSTEM_CLOCK
@@ -87,13 +91,20 @@ class AsyncRuntime:
         self._leases = Leases(self._backend, self._clock, lease_seconds)
         handlers = builtin_handlers(self._load_other)
         handlers |= {str(kind): adapt(handler, threads) for kind, handler in (effect_handlers or {}).items()}
-        self._performer = Performer(
-            journal=self._journal,
-            leases=self._leases,
+        self._attempts = Attempts(
             clock=self._clock,
             handlers=handlers,
             policy=effect_policy or DefaultEffectPolicy(),
             secrets=secrets,
+            capacity=Capacity(effect_limits),
+            whole=self._backend.atomic,
+        )
+        self._performer = Performer(
+            journal=self._journal,
+            leases=self._leases,
+            clock=self._clock,
+            attempts=self._attempts,
+            max_inline_backoff=max_inline_backoff,
         )
         self._engine = Engine(
             journal=self._journal,
@@ -143,7 +154,7 @@ class AsyncRuntime:
     @property
     def effect_policy(self) -> EffectPolicy:
         """The policy in force."""
-        return self._performer.policy
+        return self._attempts.policy
 
     @property
     def config(self) -> RuntimeConfig:
@@ -160,7 +171,7 @@ class AsyncRuntime:
 
     def set_effect_policy(self, policy: EffectPolicy) -> None:
         """Replace the policy, from the next effect on."""
-        self._performer.set_policy(policy)
+        self._attempts.set_policy(policy)
 
     # -- moving runs
 

@@ -54,6 +54,7 @@ class Runtime:
         clock: Clock | None = None,
         lease_seconds: float = 30.0,
         max_inline_backoff: float = 60.0,
+        effect_limits: Mapping[str, int] | None = None,
     ) -> None:
         self.aio = AsyncRuntime(
             run_store=run_store,
@@ -68,6 +69,7 @@ class Runtime:
             clock=clock,
             lease_seconds=lease_seconds,
             max_inline_backoff=max_inline_backoff,
+            effect_limits=effect_limits,
         )
 
     def __enter__(self) -> Runtime:

@@ -52,15 +52,20 @@ def test_a_cancel_ends_the_run_and_says_by_whom(run: RunState, reason: str | Non
     }
 
 
-@pytest.mark.parametrize(("token", "known"), [("t", "unknown"), (None, "not performed")])
-def test_a_cancel_closes_the_effect_in_flight_and_says_what_is_known_of_it(token: str | None, known: str):
-    commit = do(kernel.cancel, flying(token=token), None, "api", STAMP)
+def test_a_cancel_of_an_effect_whose_next_attempt_has_not_begun_has_nothing_to_close():
+    commit = do(kernel.cancel, flying(token=None), None, "api", STAMP)
+    assert commit.run.intent is None
+    assert brief(commit) == [("owner.7:status", "completed", "system:terminal_status:cancelled")]
+
+
+def test_a_cancel_closes_the_effect_in_flight_and_says_what_is_known_of_it():
+    commit = do(kernel.cancel, flying(token="t"), None, "api", STAMP)
     assert commit.run.intent is None
     assert brief(commit) == [
         ("r:2.1", "cancelled", "k"),
         ("owner.7:status", "completed", "system:terminal_status:cancelled"),
     ]
-    assert commit.records[0].result == {"cancelled": True, "outcome": known}
+    assert commit.records[0].result == {"cancelled": True, "outcome": "unknown"}
 
 
 def test_a_cancel_lifts_the_pause():

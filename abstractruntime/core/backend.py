@@ -34,6 +34,8 @@ class Write(Struct, frozen=True, kw_only=True, gc=False):
     requests: tuple[Request, ...] = ()
     #: True when only revision, records and data change: status, wait, owner stay what they were
     hot: bool = False
+    #: True when records are added and the stored state stays as it is, at its revision; standing requests are no bar
+    landing: bool = False
 
 
 class Loaded(Struct, kw_only=True, gc=False):

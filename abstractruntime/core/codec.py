@@ -106,6 +106,7 @@ def record_dict(record: StepRecord) -> dict[str, Any]:
     """A record as `get_ledger` shows it: every field but how it is stored, plain JSON."""
     shown = {**msgspec.structs.asdict(record), "status": str(record.status)}
     del shown["folded"]
+    shown.pop("changes") if not record.changes else shown.update(changes=msgspec.to_builtins(record.changes))
     return shown
 
 

@@ -19,6 +19,7 @@ from .clock import Clock, iso, parse_instant
 from .codec import REFUSALS, copy_of, decode_run, encode_records, encode_run, record_dict
 from .errors import RevisionConflict, StoreCorrupt, StoreUnclear, UnknownRun, UnsafeValue
 from .ids import check_id
+from .kernel import known_by
 from .models import Commit, RunState, RunStatus, StepRecord, WaitReason, WaitState
 from .secrets import admit
 
@@ -33,6 +34,8 @@ _PATIENCE = (0.01, 0.05, 0.25, 1.0)
 def prepare(commit: Commit) -> Write:
     """A commit as bytes with its guard. What crosses the JSON and secrets borders was admitted before."""
     before, run = commit.before, commit.run
+    if commit.landing is not None:
+        return _landing(commit, commit.landing)
     return Write(
         run=run,
         data=encode_run(run),
@@ -49,6 +52,22 @@ def prepare(commit: Commit) -> Write:
         and before.owner == run.owner
         and not commit.answers
         and not commit.requests,
+    )
+
+
+def _landing(commit: Commit, commit_id: str) -> Write:
+    before = commit.before
+    assert before is not None
+    return Write(
+        run=replace(commit.run, commit_id=commit_id),
+        data=b"",
+        expected=before.revision,
+        expected_records=before.records,
+        records=encode_records(commit.records),
+        count=len(commit.records),
+        lookup_key=commit.lookup_key,
+        requests=commit.requests,
+        landing=True,
     )
 
 
@@ -117,10 +136,17 @@ class Journal:
         self._numbers = itertools.count()
 
     async def load(self, run_id: str) -> Loaded:
-        """The latest durable state; `UnknownRun` if there is none."""
+        """The latest durable state, with what of several effects has landed since; `UnknownRun` if there is none."""
         loaded = await self.backend.load(run_id)
         if loaded is None:
             raise UnknownRun(run_id)
+        run = loaded.run
+        if run.intent is not None and run.intent.parts:
+            after = run.intent.known if self.backend.atomic else 0
+            records = await self.backend.records(run_id, after=after)
+            run.intent = known_by(run, run.intent, records)
+            if self.backend.atomic and run.records != after + len(records):  # one landed between the two reads
+                return await self.load(run_id)
         return loaded
 
     async def commit(self, commit: Commit) -> RunState:

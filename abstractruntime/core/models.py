@@ -9,6 +9,7 @@ many. Engine fields trail the documented ones with defaults, so that hosts can b
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -103,16 +104,29 @@ class Effect(Struct, frozen=True, gc=False):
 
 
 class StepPlan(Struct, frozen=True, gc=False):
-    """What a node decides: an effect, the next node, or the end of the run.
+    """What a node decides: an effect, several at once, the next node, or the end of the run.
 
     `complete_output` (an empty dict counts) ends the run and beats `effect`. An effect without `next_node` ends the
     run with `{"success": True, "result": <its result>}`.
+
+    `effects` are performed in parallel, at most `max_parallel` at a time, and land one by one, so that a crash repeats
+    only those that had not landed; none of them may wait. Their results are written in the order of the list, each
+    under its own `result_key`, when all have ended. When one fails for good, `on_failure="fail"` cancels the others and
+    fails the run; with `"collect"` the run goes on, and `{"ok": False, "error": <text>}` stands for its result. Without
+    `next_node` the run ends with `{"success": True, "results": [...]}`.
+
+    >>> prices = [Effect("fetch", {"shop": shop}, f"price.{shop}") for shop in ("north", "south")]
+    >>> StepPlan("ask_shops", effects=prices, next_node="compare").max_parallel
+    16
     """
 
     node_id: str
     effect: Effect | None = None
     next_node: str | None = None
     complete_output: dict[str, Any] | None = None
+    effects: Sequence[Effect] = ()
+    max_parallel: int = 16
+    on_failure: Literal["fail", "collect"] = "fail"
 
 
 class WaitState(Struct, dict=True, omit_defaults=True):
@@ -129,11 +143,27 @@ class WaitState(Struct, dict=True, omit_defaults=True):
     details: dict[str, Any] | None = None
 
 
+class Change(Struct, frozen=True, kw_only=True, gc=False):
+    """One write to `run.vars` that lands together with the effect: `set` a dotted path, or `append` to a list there."""
+
+    path: str
+    value: Any
+    op: Literal["set", "append"] = "set"
+
+
+class Ended(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """How one of several effects of a step ended, until all have."""
+
+    error: str | None = None
+    result: Any = None
+    changes: tuple[Change, ...] = ()
+
+
 class Intent(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An effect that was promised and has not ended: all that recovery needs, so that it recomputes nothing.
 
     `token` names the claim under which somebody performs it now; None means nobody does. `due` is the earliest
-    instant of the next attempt.
+    instant of the next attempt. The intent of several effects has them as `parts`, numbered from its own `seq` on.
     """
 
     step_id: str
@@ -147,6 +177,15 @@ class Intent(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     next_node: str | None = None
     token: str | None = None
     due: str | None = None
+    parts: tuple[Intent, ...] = ()
+    #: of several: how many of them at a time, and whether failures are results
+    width: int = 1
+    collect: bool = False
+    #: of several: how many ledger records this state knows; what landed since stands in the later ones
+    known: int = 0
+    #: of a part: whether this attempt has begun, and how the part ended
+    begun: bool = False
+    ended: Ended | None = None
 
 
 class RunState(Struct, dict=True, omit_defaults=True):
@@ -242,6 +281,8 @@ class StepRecord(Struct, dict=True, omit_defaults=True):
     commit_id: str | None = None
     #: the step whose recorded result was taken instead of calling the handler again
     reused_from: str | None = None
+    #: of one of several effects: the writes to vars that come with its result when the step ends
+    changes: tuple[Change, ...] = ()
     #: as stored: stands for its STARTED record too, which the same commit wrote; readers get the two
     folded: bool = False
 
@@ -321,6 +362,8 @@ class Commit(Struct, frozen=True, kw_only=True, gc=False):
 
     run: RunState
     before: RunState | None = None
+    #: the id of a landing, which adds records to an effect in flight and leaves the stored state as it is
+    landing: str | None = None
     records: tuple[StepRecord, ...] = ()
     requests: tuple[Request, ...] = ()
     answers: tuple[Request, ...] = ()

@@ -12,25 +12,19 @@ it never holds the runtime, and what it changes on its copy of the run is lost: 
 from __future__ import annotations
 
 import threading
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
+from .models import Change as Change  # an address that users import it from
 from .models import Effect, Request, RunState, WaitState
-
-
-class Change(Struct, frozen=True, kw_only=True, gc=False):
-    """One write to `run.vars` that lands together with the effect: `set` a dotted path, or `append` to a list there."""
-
-    path: str
-    value: Any
-    op: Literal["set", "append"] = "set"
 
 
 class EffectOutcome(Struct, frozen=True, gc=False):
     """How an effect ended: `completed`, `waiting`, `failed` or `cancelled`.
 
-    `retryable=False` tells the policy that another attempt cannot help. `changes` and `requests` are committed
+    `retryable=False` tells the policy that another attempt cannot help; `retry_after` is how many seconds the next one
+    must wait at least. `changes` and `requests` are committed
     together with the result.
 
     >>> EffectOutcome.completed({"ok": True}).status
@@ -44,6 +38,8 @@ class EffectOutcome(Struct, frozen=True, gc=False):
     retryable: bool = True
     changes: tuple[Change, ...] = ()
     requests: tuple[Request, ...] = ()
+    #: of a failure: seconds before which another attempt is no use
+    retry_after: float | None = None
 
     @classmethod
     def completed(
@@ -58,9 +54,9 @@ class EffectOutcome(Struct, frozen=True, gc=False):
         return cls("waiting", wait=wait)
 
     @classmethod
-    def failed(cls, error: str, *, retryable: bool = True) -> EffectOutcome:
-        """The effect failed with this text; the policy decides whether it is tried again."""
-        return cls("failed", error=error, retryable=retryable)
+    def failed(cls, error: str, *, retryable: bool = True, retry_after: float | None = None) -> EffectOutcome:
+        """The effect failed with this text; the policy decides whether it is tried again, `retry_after` how soon."""
+        return cls("failed", error=error, retryable=retryable, retry_after=retry_after)
 
     @classmethod
     def cancelled(cls, details: dict[str, Any] | None = None) -> EffectOutcome:

@@ -1,5 +1,7 @@
 """How effects are tried: how often, how far apart, under which idempotency key, and what to do after a death.
 
+What a handler raises is classified by `core.classify`; a policy may know better.
+
 A policy decides and never acts. Keys of the default policies hold the run's own counter of effects, so they never
 repeat within a run and nobody has to look for an earlier use of one.
 """
@@ -18,6 +20,9 @@ from .models import Effect, EffectType, RunState
 
 UnknownRule: TypeAlias = Literal["again", "fail", "ask"]
 
+#: seconds between two attempts at most: ten years
+LONGEST_PAUSE = 10 * 365 * 86400.0
+
 _RULES = ("again", "fail", "ask")
 _CALL_IDS = frozenset({"call_id", "id", "runtime_call_id", "model_call_id", "idempotency_key"})
 
@@ -27,6 +32,11 @@ class EffectPolicy(Protocol):
 
     A policy may also have `on_unknown(effect)`: whether an effect whose performer died is performed `again` under the
     same key, is made to `fail`, or is put to a person (`ask`). Without the method it is `again`.
+
+    It may have `is_retryable(effect, error)`: whether another attempt can help after the handler raised this; None
+    leaves it to `core.classify.is_retryable`. And `jitter`, a number from 0 to 1: by how much of itself each wait is
+    shortened at most, by a fraction that the effect's key and the attempt decide, so that many that failed together do
+    not come back together, and a repeated test waits as long as it did before.
     """
 
     def max_attempts(self, effect: Effect) -> int:
@@ -43,8 +53,8 @@ class EffectPolicy(Protocol):
 class DefaultEffectPolicy:
     """One attempt, unless said otherwise: `effect_max_attempts={"llm_call": 3}` overrides by effect type.
 
-    The wait after attempt n is `default_backoff_base * 2 ** (n - 1)` seconds, at most `default_backoff_max`.
-    `unknown_rules={"tool_calls": "ask"}` overrides `on_unknown` by effect type.
+    The wait after attempt n is `default_backoff_base * 2 ** (n - 1)` seconds, at most `default_backoff_max`, shortened
+    by up to `jitter` of it. `unknown_rules={"tool_calls": "ask"}` overrides `on_unknown` by effect type.
     """
 
     default_max_attempts: int = 1
@@ -52,8 +62,11 @@ class DefaultEffectPolicy:
     default_backoff_max: float = 60.0
     effect_max_attempts: Mapping[str, int] | None = None
     unknown_rules: Mapping[str, UnknownRule] | None = None
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter must be a number from 0 to 1, found {self.jitter!r}.")
         for effect_type, rule in (self.unknown_rules or {}).items():
             _check_rule(rule, f"unknown_rules[{str(effect_type)!r}]")
 
@@ -91,9 +104,10 @@ class RetryPolicy(DefaultEffectPolicy):
         backoff_base: float = 1.0,
         backoff_max: float = 30.0,
         unknown_rules: Mapping[str, UnknownRule] | None = None,
+        jitter: float = 0.0,
     ) -> None:
         attempts = {EffectType.LLM_CALL.value: llm_max_attempts, EffectType.TOOL_CALLS.value: tool_max_attempts}
-        super().__init__(1, backoff_base, backoff_max, attempts, unknown_rules)
+        super().__init__(1, backoff_base, backoff_max, attempts, unknown_rules, jitter)
 
 
 class NoRetryPolicy(DefaultEffectPolicy):
@@ -135,6 +149,24 @@ def unknown_rule(policy: EffectPolicy, effect: Effect) -> UnknownRule:
     """
     decide = getattr(policy, "on_unknown", None)
     return "again" if decide is None else _check_rule(decide(effect), f"{type(policy).__name__}.on_unknown")
+
+
+def pause_before_retry(
+    policy: EffectPolicy, *, effect: Effect, key: str, failures: int, retry_after: float | None = None
+) -> float | None:
+    """Seconds from failed attempt number `failures` to the next one, or None when there is none.
+
+    It is what the policy says, less its jitter, and at least `retry_after`.
+    """
+    if failures >= policy.max_attempts(effect):
+        return None
+    seconds = float(policy.backoff_seconds(effect=effect, attempt=failures))
+    jitter = float(getattr(policy, "jitter", 0.0))
+    if jitter:
+        chance = int.from_bytes(sha256(f"{key}:{failures}".encode()).digest()[:8]) / 2**64
+        seconds *= 1 - jitter * chance
+    seconds = max(seconds, retry_after or 0.0) if seconds == seconds else 0.0  # NaN is no number of seconds
+    return min(seconds, LONGEST_PAUSE) if seconds > 0 else 0.0
 
 
 def has_default_keys(policy: EffectPolicy) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -66,6 +67,7 @@ def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> Ef
             wait=_checked_wait(getattr(value, "wait", None), nodes, hidden) if status == "waiting" else None,
             error=scrub(_text(getattr(value, "error", None)), hidden),
             retryable=getattr(value, "retryable", True) is not False,
+            retry_after=_seconds(getattr(value, "retry_after", None)),
             changes=_checked(getattr(value, "changes", ()), Change, "changes", hidden),
             requests=tuple(
                 replace(request, run_id=check_run_id(request.run_id))
@@ -90,6 +92,14 @@ def _refused(why: str) -> EffectOutcome:
 
 def _text(error: Any) -> str | None:
     return None if error is None else str(error).encode("utf-8", "backslashreplace").decode()
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"retry_after must be a number of seconds, found {value!r:.80}")
+    return max(0.0, float(value))
 
 
 def _checked_wait(wait: Any, nodes: Collection[str], hidden: list[str]) -> WaitState:

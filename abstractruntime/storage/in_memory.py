@@ -150,6 +150,10 @@ class InMemoryRunStore(RunStore):
     def _put(self, write: Write) -> None:
         """Check the guard and store, or raise `RevisionConflict`; the caller holds the lock."""
         run_id, row = write.run.run_id, self._rows.get(write.run.run_id)
+        if write.landing:
+            if row is None or row.revision != write.expected:
+                raise RevisionConflict(run_id, write.expected or 0, None if row is None else row.revision)
+            return
         if write.expected is None:
             if row is not None:
                 raise RevisionConflict(run_id, 0, row.revision, "a run of this id exists")

@@ -69,11 +69,15 @@ class UserPair:
             if write.count:
                 for record in decode_records(write.records, run_id):
                     await _call(self._ledgers.append, record)
-            await _call(self._runs.save, _packed(decode_run(write.data, run_id), revision or 0))
+            if not write.landing:
+                await _call(self._runs.save, _packed(decode_run(write.data, run_id), revision or 0))
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         loaded = await self.load(run_id)
-        return bool(loaded and loaded.run.commit_id == commit_id)
+        if loaded and loaded.run.commit_id == commit_id:
+            return True
+        landing = bool(loaded and loaded.run.intent and loaded.run.intent.parts)  # it writes records and no state
+        return landing and any(record.commit_id == commit_id for record in await self.records(run_id))
 
     async def find(self, run_id: str, key: str) -> list[StepRecord]:
         return [record for record in await self.records(run_id) if record.idempotency_key == key]

@@ -1,9 +1,11 @@
 """The state machine of a run, pure: a state and a fact in, a `Commit` out.
 
-Nothing here awaits, reads a clock or sees a store. `moves` says what a run needs next, `steps` is the life of a step,
-`waits` how a run comes to wait and goes on, `control` what others do to it; `state` holds what they share.
+Nothing here awaits, reads a clock or sees a store. `moves` says what a run needs next, `steps` is the life of a step
+and `parallel` that of one with several effects, `attempts` what both are made of, `waits` how a run comes to wait
+and goes on, `control` what others do to it; `state` holds what they share.
 """
 
+from .attempts import in_flight, span
 from .control import (
     UNKNOWN_OUTCOME,
     adopt,
@@ -17,6 +19,19 @@ from .control import (
     unpause,
 )
 from .moves import Answer, Ask, Busy, Later, Move, Perform, Rest, Wake, next_move
+from .parallel import (
+    PARALLEL,
+    at_seq,
+    begun_record,
+    ended_record,
+    failure_of,
+    intents_of,
+    known_by,
+    landing,
+    park,
+    reuse,
+    settle_all,
+)
 from .state import Stamp, restore_seq, seq_of
 from .steps import (
     claim,
@@ -36,6 +51,7 @@ from .steps import (
 from .waits import check_answer, expire, resume, same_answer, wait_of
 
 __all__ = [
+    "PARALLEL",
     "UNKNOWN_OUTCOME",
     "Answer",
     "Ask",
@@ -49,31 +65,43 @@ __all__ = [
     "adopt",
     "answer",
     "ask_unknown",
+    "at_seq",
+    "begun_record",
     "cancel",
     "check_answer",
     "claim",
     "complete",
     "create",
     "decide_unknown",
+    "ended_record",
     "expire",
+    "failure_of",
     "hand_back",
+    "in_flight",
     "inside",
     "intent_of",
+    "intents_of",
+    "known_by",
+    "landing",
     "late",
     "lost",
     "move",
     "next_move",
     "node_failed",
+    "park",
     "pause",
     "promise",
     "restore_seq",
     "resume",
     "retry",
+    "reuse",
     "reused",
     "same_answer",
     "seq_of",
     "set_limits",
     "settle",
+    "settle_all",
+    "span",
     "unpause",
     "wait_of",
 ]

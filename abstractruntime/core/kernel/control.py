@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from ..models import (
     TERMINAL,
     Commit,
+    Intent,
     Request,
     RunState,
     RunStatus,
@@ -16,6 +17,7 @@ from ..models import (
     WaitReason,
     WaitState,
 )
+from .attempts import OUTCOME_UNKNOWN, close, in_flight, lose, span
 from .state import (
     Stamp,
     commit,
@@ -23,11 +25,9 @@ from .state import (
     next_state,
     run_record,
     status_record,
-    step_record,
     unpaused_vars,
     with_runtime,
 )
-from .steps import OUTCOME_UNKNOWN, next_attempt
 from .waits import answer_of
 
 UNKNOWN_OUTCOME = "unknown_outcome"
@@ -51,9 +51,10 @@ def cancel(
     ended = status_record(new, stamp, by=by, reason=reason)
     if run.intent is None:
         return commit(run, new, ended, answers=answers)
-    known = "unknown" if run.intent.token is not None else "not performed"
-    closed = step_record(run, run.intent, StepStatus.CANCELLED, stamp, result={"cancelled": True, "outcome": known})
-    return commit(run, new, closed, ended, answers=answers)
+    if run.intent.token is None:  # the next attempt has not begun
+        return commit(run, new, ended, answers=answers)
+    closed = close(run, run.intent, StepStatus.CANCELLED, stamp, result={"cancelled": True, "outcome": "unknown"})
+    return commit(run, new, *closed, ended, answers=answers)
 
 
 def pause(run: RunState, reason: str | None, stamp: Stamp, *, answers: tuple[Request, ...] = ()) -> Commit | None:
@@ -122,14 +123,21 @@ def ask_unknown(run: RunState, stamp: Stamp) -> Commit:
     new.waiting = WaitState(
         reason=WaitReason.USER,
         wait_key=f"unknown:{intent.step_id}",
-        prompt=f"{OUTCOME_UNKNOWN}: {intent.effect.type} at node {intent.node_id!r}. What now?",
+        prompt=f"{OUTCOME_UNKNOWN}: {_names(intent)} at node {intent.node_id!r}. What now?",
         choices=[_AGAIN, _FAIL],
         allow_free_text=False,
         details={"kind": UNKNOWN_OUTCOME, "idempotency_key": intent.key, "step_id": intent.step_id},
     )
-    ended = step_record(run, intent, StepStatus.FAILED, stamp, result={"outcome": "unknown"}, error=OUTCOME_UNKNOWN)
-    new.intent = replace(next_attempt(run, intent), token=None)
-    return commit(run, new, ended)
+    if intent.parts:
+        keys = [part.key for part in in_flight(intent)]
+        new.waiting.details = {"kind": UNKNOWN_OUTCOME, "idempotency_keys": keys, "step_id": intent.step_id}
+    lost, ended = lose(run, intent, stamp)
+    new.intent = replace(lost, token=None)
+    return commit(run, new, *ended)
+
+
+def _names(intent: Intent) -> str:
+    return ", ".join(attempt.effect.type for attempt in in_flight(intent))
 
 
 def decide_unknown(
@@ -151,6 +159,6 @@ def decide_unknown(
         new = next_state(run, stamp)
         new.status, new.waiting = RunStatus.RUNNING, None
         return commit(run, new, resumed, lookup_key=lookup_key)
-    new = next_state(run, stamp, with_runtime(run.vars, effect_seq=run.intent.seq + 1))
+    new = next_state(run, stamp, with_runtime(run.vars, effect_seq=run.intent.seq + span(run.intent)))
     new.status, new.error, new.waiting, new.intent = RunStatus.FAILED, OUTCOME_UNKNOWN, None, None
     return commit(run, new, resumed, status_record(new, stamp), lookup_key=lookup_key)

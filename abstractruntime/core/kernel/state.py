@@ -91,8 +91,11 @@ def commit(
     run.records = before.records + len(records)
     if records and records[0].folded:
         run.records += 1
-    if run.status is not RunStatus.RUNNING and run.intent is None:
-        run.owner = None
+    if run.intent is None:
+        if run.status is not RunStatus.RUNNING:
+            run.owner = None
+    elif run.intent.parts:
+        run.intent = replace(run.intent, known=run.records)
     return Commit(run=run, before=before, records=records, requests=requests, answers=answers, lookup_key=lookup_key)
 
 
@@ -130,6 +133,7 @@ def step_record(
         None,
         stamp.id,
         reused_from,
+        (),
         folded,
     )
 

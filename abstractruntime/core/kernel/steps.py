@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from msgspec.structs import replace
@@ -24,6 +25,7 @@ from ..models import (
 )
 from ..outcomes import EffectOutcome
 from ..vars import append_path, put_path, write_path
+from .attempts import OUTCOME_UNKNOWN, Records, begin, close, failed_attempt, lose, next_attempt
 from .state import (
     Stamp,
     commit,
@@ -37,8 +39,6 @@ from .state import (
     step_record,
 )
 from .waits import bind_wait
-
-OUTCOME_UNKNOWN = "Outcome unknown: the process that performed this attempt ended before it was recorded"
 
 
 def move(run: RunState, plan: StepPlan, stamp: Stamp) -> Commit:
@@ -84,46 +84,53 @@ def reused(run: RunState, intent: Intent, found: StepRecord, stamp: Stamp) -> Co
     return _land(run, intent, outcome, stamp, reused_from=found.step_id)
 
 
-def promise(run: RunState, intent: Intent, owner: str, stamp: Stamp) -> Commit:
-    """Make the intent durable, claimed by `owner`; the commit's id is the token of the claim."""
+def promise(run: RunState, intent: Intent, owner: str, stamp: Stamp, *, records: Records = ()) -> Commit:
+    """Make the intent durable, claimed by `owner`; the commit's id is the token of the claim.
+
+    `records` are those of parts that ended before anything began, by an earlier use of their keys.
+    """
     new = next_state(run, stamp)
+    intent, started = begin(run, intent, stamp)
     new.intent, new.owner, new.node_errors = replace(intent, token=stamp.id), owner, 0
-    return commit(run, new, step_record(run, intent, StepStatus.STARTED, stamp))
+    return commit(run, new, *records, *started)
 
 
-def claim(run: RunState, owner: str, stamp: Stamp) -> Commit:
-    """Take over an intent that nobody performs. An attempt whose performer died ends as FAILED, outcome unknown."""
+def claim(
+    run: RunState, owner: str, stamp: Stamp, *, give_up: Collection[str] = (), kept: Collection[str] = ()
+) -> Commit:
+    """Take over an intent that nobody performs. An attempt whose performer died ends as FAILED, outcome unknown.
+
+    For `give_up` and `kept`, of several effects, see `attempts.lose`.
+    """
     intent = run.intent
     assert intent is not None
-    records: tuple[StepRecord, ...] = ()
+    lost: Records = ()
     if intent.token is not None:
-        records = (_lost(run, intent, stamp),)
-        intent = next_attempt(run, intent)
-    intent = replace(intent, token=stamp.id, started_at=stamp.at, due=None)
+        intent, lost = lose(run, intent, stamp, give_up=give_up, kept=kept)
+    intent, started = begin(run, intent, stamp)
     new = next_state(run, stamp)
-    new.intent, new.owner = intent, owner
-    return commit(run, new, *records, step_record(run, intent, StepStatus.STARTED, stamp))
+    new.intent, new.owner = replace(intent, token=stamp.id), owner
+    return commit(run, new, *lost, *started)
 
 
 def hand_back(run: RunState, stamp: Stamp) -> Commit:
     """Give up the claim so that anyone may perform the effect at once, with the same key."""
     intent = run.intent
     assert intent is not None
-    ended = step_record(
-        run, intent, StepStatus.CANCELLED, stamp, result={"cancelled": True, "outcome": "unknown", "handed_back": True}
-    )
+    result = {"cancelled": True, "outcome": "unknown", "handed_back": True}
+    ended = close(run, intent, StepStatus.CANCELLED, stamp, result=result)
     new = next_state(run, stamp)
     new.intent = replace(next_attempt(run, intent), token=None)
-    return commit(run, new, ended)
+    return commit(run, new, *ended)
 
 
 def retry(run: RunState, outcome: EffectOutcome, due: str, stamp: Stamp) -> Commit:
     """The attempt failed and another is due later; anyone may perform it then."""
     intent = run.intent
     assert intent is not None
-    failed = step_record(run, intent, StepStatus.FAILED, stamp, error=outcome.error)
+    failed = step_record(run, intent, StepStatus.FAILED, stamp, result={"retry_at": due}, error=outcome.error)
     new = next_state(run, stamp)
-    new.intent = replace(next_attempt(run, intent), token=None, due=due, failures=intent.failures + 1)
+    new.intent = replace(failed_attempt(run, intent, due), token=None)
     return commit(run, new, failed)
 
 
@@ -161,16 +168,6 @@ def node_failed(run: RunState, node_id: str, error: str, stamp: Stamp) -> Commit
     return commit(
         run, new, run_record(run, "node_failed", stamp, node_id=node_id, status=StepStatus.FAILED, error=error)
     )
-
-
-def next_attempt(run: RunState, intent: Intent) -> Intent:
-    """The same effect, one attempt on, under a step id of its own."""
-    attempt = intent.attempt + 1
-    return replace(intent, attempt=attempt, step_id=f"{run.run_id}:{intent.seq}.{attempt}")
-
-
-def _lost(run: RunState, intent: Intent, stamp: Stamp) -> StepRecord:
-    return step_record(run, intent, StepStatus.FAILED, stamp, result={"outcome": "unknown"}, error=OUTCOME_UNKNOWN)
 
 
 def _land(

@@ -25,6 +25,7 @@ _ID_OF_RUN = QUERIES["id_of_run"]
 _INSERT_RUNS = QUERIES["insert_runs"]
 _INSERT_STATES = QUERIES["insert_states"]
 _LAND_STEPS = QUERIES["land_steps"]
+_LAND_RECORDS = QUERIES["land_records"]
 _REPLACE_STATE = QUERIES["replace_state"]
 _INSERT_LEDGER = QUERIES["insert_ledger"]
 _DELETE_WAITS = QUERIES["delete_waits"]
@@ -168,6 +169,7 @@ class Writer:
         """All writes with one statement per kind, or `_NotWhole`. Two of one run land in their order, or not here."""
         steps: list[Write] = []
         ledger: list[tuple[Any, ...]] = []
+        landings: list[tuple[Any, ...]] = []
         full: list[tuple[int, Write]] = []
         born: list[Write] = []
         for write in writes:
@@ -179,11 +181,16 @@ class Writer:
                 continue
             run, base = write.run, write.expected_records
             run_pk = self._ids.get(run.run_id) or self._look_up(connection, run.run_id)
-            full.append((run_pk, write))
+            if write.landing:
+                landings.append((base + write.count, run_pk, write.expected, base))
+            else:
+                full.append((run_pk, write))
             if write.count:
                 ledger.append((run_pk, base + 1, write.count, write.lookup_key, write.records))
         for start in range(0, len(steps), MOST_FILLED):
             self._land(connection, steps[start : start + MOST_FILLED])
+        if landings and connection.executemany(_LAND_RECORDS, landings).rowcount != len(landings):
+            raise _NotWhole
         if full:
             if len({run_pk for run_pk, _ in full}) != len(full):  # the wait of one must not survive the other
                 raise _NotWhole

@@ -23,6 +23,7 @@ _INSERT_RUNS = QUERIES["insert_runs"]
 _SET_IDENTITY = QUERIES["set_identity"]
 _INSERT_STATES = QUERIES["insert_states"]
 _ADVANCE_STATE = QUERIES["advance_state"]
+_LAND_RECORDS = QUERIES["land_records"]
 _REPLACE_STATE = QUERIES["replace_state"]
 _GUARDS_OF_STATE = QUERIES["guards_of_state"]
 _INSERT_LEDGER = QUERIES["insert_ledger"]
@@ -164,14 +165,16 @@ def _insert(connection: sqlite3.Connection, run_pk: int | None, write: Write) ->
 def _replace(connection: sqlite3.Connection, run_pk: int, write: Write) -> None:
     run, records = write.run, write.expected_records + write.count
     guard = (run_pk, write.expected, write.expected_records, write.answered)
-    if write.hot:
+    if write.landing:
+        changed = connection.execute(_LAND_RECORDS, (records, *guard[:3])).rowcount
+    elif write.hot:
         changed = connection.execute(_ADVANCE_STATE, (run.revision, records, write.data, *guard)).rowcount
     else:
         new = (run.revision, records, str(run.status), rest_at(run), run.owner, write.data)
         changed = connection.execute(_REPLACE_STATE, new + guard).rowcount
     if changed != 1:
         raise _conflict(connection, run_pk, write)
-    if write.hot:
+    if write.hot or write.landing:
         return
     if write.answered:
         connection.execute(_DELETE_REQUESTS, (run_pk,))

@@ -33,6 +33,11 @@ VALUES (?, ?, ?, ?, ?, ?, ?);
 UPDATE states SET revision = ?, records = ?, data = ?
 WHERE id = ? AND revision = ? AND records = ? AND requested = ?;
 
+-- name: land_records
+-- Effects of a step with several land one by one: they add records, and the state stays as it is. Requests are no bar:
+-- what was performed is journaled before they are answered.
+UPDATE states SET records = ? WHERE id = ? AND revision = ? AND records = ?;
+
 -- name: replace_state
 -- The full write: status, rest and owner may change, and whatever was requested is answered.
 UPDATE states SET revision = ?, records = ?, requested = 0, status = ?, rest_at = ?, owner = ?, data = ?

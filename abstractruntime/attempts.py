@@ -1,0 +1,160 @@
+"""One attempt at one effect: which handler, which key, which secrets, and whether there is another attempt.
+
+It is where the host's handlers, policy and secrets meet; nothing here commits. What a handler does wrong becomes the
+outcome of its effect.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from .core import portal
+from .core.capacity import Capacity
+from .core.classify import is_retryable, retry_after
+from .core.clock import Clock
+from .core.errors import SecretUnavailable
+from .core.ids import check_text
+from .core.models import Effect, Intent, RunState
+from .core.outcomes import CancelSignal, EffectCall, EffectOutcome
+from .core.policy import EffectPolicy, UnknownRule, has_default_keys, pause_before_retry, unknown_rule
+from .core.secrets import Secrets, reveal
+from .effects.handlers import Handler, checked_outcome
+
+log = logging.getLogger("abstractruntime")
+
+
+class Attempts:
+    """Makes attempts at the effects of one runtime. `whole` says whether its stores commit together."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        handlers: Mapping[str, Handler],
+        policy: EffectPolicy,
+        secrets: Secrets | None,
+        capacity: Capacity,
+        whole: bool,
+    ) -> None:
+        self._clock, self._handlers, self._secrets = clock, handlers, secrets
+        self._whole = whole
+        self.capacity = capacity
+        self.set_policy(policy)
+
+    def set_policy(self, policy: EffectPolicy) -> None:
+        """Ask this policy from the next effect on."""
+        self.policy = policy
+        self._default_keys = has_default_keys(policy)
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a recorded result may have to be taken instead of performing: its key is looked up then."""
+        return not (self._default_keys and self._whole)
+
+    def handler(self, kind: str) -> Handler | None:
+        """The handler of effects of this type."""
+        return self._handlers.get(kind)
+
+    async def key(self, run: RunState, node_id: str, effect: Effect) -> str:
+        """The idempotency key; a user's policy is asked in the caller's thread."""
+        policy = self.policy
+        if self._default_keys:
+            return policy.idempotency_key(run=run, node_id=node_id, effect=effect)
+        key = await portal.here(lambda: policy.idempotency_key(run=run, node_id=node_id, effect=effect))
+        return check_text(key, f"idempotency_key of {type(policy).__name__}")
+
+    async def rule(self, effect: Effect) -> UnknownRule:
+        """What to do with an effect whose performer died."""
+        return await portal.here(unknown_rule, self.policy, effect)
+
+    async def perform(
+        self, run: RunState, intent: Intent, raw: dict[str, Any] | None, signal: CancelSignal, nodes: Collection[str]
+    ) -> EffectOutcome:
+        """Call the handler and return what may be persisted of its outcome. `run` is a copy that it may change."""
+        handler = self._handlers.get(intent.effect.type)
+        if handler is None:
+            return no_handler(intent.effect)
+        try:
+            payload, hidden = reveal(intent.effect.payload, raw, self._secrets)
+        except SecretUnavailable as error:
+            return EffectOutcome.failed(str(error), retryable=False)
+        except Exception as error:  # a boundary: the host's own secrets= raised, and its text may hold one
+            return EffectOutcome.failed(f"secrets= raised a {type(error).__name__}", retryable=False)
+        if signal.is_set():
+            return EffectOutcome.cancelled()
+        return await self.outcome(handler, call_of(run, intent, payload, signal, intent.started_at), nodes, hidden)
+
+    async def outcome(
+        self, handler: Handler, call: EffectCall, nodes: Collection[str], hidden: list[str]
+    ) -> EffectOutcome:
+        """What the handler makes of the call, without the texts that must stay hidden."""
+        try:
+            value = handler.run(call) if handler.direct else await handler.run(call)
+        except Exception as error:  # a boundary: what a handler raises is the effect's failure
+            log.info("The handler of %s raised", call.effect.type, exc_info=error if not hidden else None)
+            value = await self._failure(call.effect, error)
+        outcome = checked_outcome(value, nodes, hidden)
+        if outcome.requests and not self._whole:
+            return EffectOutcome.failed("Requests to other runs need stores that commit together", retryable=False)
+        return outcome
+
+    async def pause(self, intent: Intent, outcome: EffectOutcome) -> float | None:
+        """Seconds until the next attempt, or None when there is none."""
+        if outcome.status != "failed" or not outcome.retryable:
+            return None
+        try:
+            return await portal.here(
+                pause_before_retry,
+                self.policy,
+                effect=intent.effect,
+                key=intent.key,
+                failures=intent.failures + 1,
+                retry_after=outcome.retry_after,
+            )
+        except Exception:  # a boundary: the effect was performed, and its outcome must land whatever a policy raises
+            log.exception("%s could not say whether to try again; the effect fails", type(self.policy).__name__)
+            return None
+
+    async def _failure(self, effect: Effect, error: Exception) -> EffectOutcome:
+        text = str(error) or type(error).__name__
+        return EffectOutcome.failed(
+            f"Effect handler raised exception: {text}",
+            retryable=await self._is_retryable(effect, error),
+            retry_after=retry_after(error, self._clock.now()),
+        )
+
+    async def _is_retryable(self, effect: Effect, error: Exception) -> bool:
+        decide = getattr(self.policy, "is_retryable", None)
+        if decide is not None:
+            try:
+                decided = await portal.here(decide, effect, error)
+            except Exception:  # a boundary: the handler's own error is what must be told
+                log.exception("%s could not classify an error", type(self.policy).__name__)
+            else:
+                if decided is not None:
+                    return bool(decided)
+        return is_retryable(error)
+
+
+def no_handler(effect: Effect) -> EffectOutcome:
+    """The outcome of an effect that nobody handles."""
+    return EffectOutcome.failed(f"No effect handler registered for {effect.type}", retryable=False)
+
+
+def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: CancelSignal, now: str) -> EffectCall:
+    """One attempt as its handler sees it."""
+    return EffectCall(
+        run=run,
+        effect=intent.effect if payload is intent.effect.payload else replace(intent.effect, payload=payload),
+        node_id=intent.node_id,
+        next_node=intent.next_node,
+        step_id=intent.step_id,
+        key=intent.key,
+        attempt=intent.attempt,
+        now=now,
+        cancelled=signal,
+    )

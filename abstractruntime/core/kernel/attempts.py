@@ -1,0 +1,94 @@
+"""Attempts at the effect of an intent, or at its several effects: begun, closed, and made anew.
+
+An intent of one effect is a whole of one; every function here takes either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from msgspec.structs import replace
+
+from ..models import Ended, Intent, RunState, StepRecord, StepStatus
+from .state import Stamp, step_record
+
+OUTCOME_UNKNOWN = "Outcome unknown: the process that performed this attempt ended before it was recorded"
+
+Records = tuple[StepRecord, ...]
+
+
+def in_flight(intent: Intent) -> tuple[Intent, ...]:
+    """What has begun and not ended: the intent itself, or those of its parts."""
+    return tuple(part for part in intent.parts if part.begun and part.ended is None) if intent.parts else (intent,)
+
+
+def span(intent: Intent) -> int:
+    """How many effects it holds, and so by how much the counter of effects goes on behind it."""
+    return len(intent.parts) or 1
+
+
+def begin(run: RunState, intent: Intent, stamp: Stamp) -> tuple[Intent, Records]:
+    """The intent with its attempts begun, of several as many as may run at a time; their STARTED records."""
+    if not intent.parts:
+        intent = replace(intent, started_at=stamp.at, due=None)
+        return intent, (step_record(run, intent, StepStatus.STARTED, stamp),)
+    parts: list[Intent] = []
+    started: list[StepRecord] = []
+    free = intent.width - len(in_flight(intent))
+    for part in intent.parts:
+        if part.ended is None and not part.begun and len(started) < free:
+            part = begun(part, stamp)
+            started.append(step_record(run, part, StepStatus.STARTED, stamp))
+        parts.append(part)
+    return replace(intent, parts=tuple(parts), due=None), tuple(started)
+
+
+def begun(part: Intent, stamp: Stamp) -> Intent:
+    """One of several, with its attempt begun."""
+    return replace(part, begun=True, started_at=stamp.at, due=None)
+
+
+def close(run: RunState, intent: Intent, status: StepStatus, stamp: Stamp, **fields: Any) -> Records:
+    """The records that end every attempt in flight."""
+    return tuple(step_record(run, attempt, status, stamp, **fields) for attempt in in_flight(intent))
+
+
+def lose(
+    run: RunState, intent: Intent, stamp: Stamp, *, give_up: Collection[str] = (), kept: Collection[str] = ()
+) -> tuple[Intent, Records]:
+    """Attempts in flight end as FAILED, outcome unknown, and the next is made.
+
+    Of several effects, those with a step id in `give_up` get no other attempt, and of those in `kept` the outcome is
+    known after all: their attempt goes on.
+    """
+    lost = [attempt for attempt in in_flight(intent) if not (intent.parts and attempt.step_id in kept)]
+    records = tuple(
+        step_record(run, attempt, StepStatus.FAILED, stamp, result={"outcome": "unknown"}, error=OUTCOME_UNKNOWN)
+        for attempt in lost
+    )
+    if not intent.parts:
+        return _next(run, intent), records
+    given_up = Ended(error=OUTCOME_UNKNOWN)
+    after = {
+        part.step_id: replace(part, ended=given_up) if part.step_id in give_up else _next(run, part) for part in lost
+    }
+    return replace(intent, parts=tuple(after.get(part.step_id, part) for part in intent.parts)), records
+
+
+def next_attempt(run: RunState, intent: Intent) -> Intent:
+    """The same effects, those in flight one attempt on, under step ids of their own."""
+    if not intent.parts:
+        return _next(run, intent)
+    after = {part.step_id: _next(run, part) for part in in_flight(intent)}
+    return replace(intent, parts=tuple(after.get(part.step_id, part) for part in intent.parts))
+
+
+def failed_attempt(run: RunState, intent: Intent, due: str) -> Intent:
+    """One effect whose attempt failed: another is due then."""
+    return replace(_next(run, intent), due=due, failures=intent.failures + 1)
+
+
+def _next(run: RunState, intent: Intent) -> Intent:
+    attempt = intent.attempt + 1
+    return replace(intent, attempt=attempt, step_id=f"{run.run_id}:{intent.seq}.{attempt}", begun=False)

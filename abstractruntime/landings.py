@@ -1,0 +1,62 @@
+"""Landings of one step with several effects: what arrives while a commit is on its way shares the next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from msgspec import Struct
+
+from .core.kernel import Stamp
+from .core.models import Request, RunState, StepRecord
+from .core.shielding import finish
+
+#: seconds that a landing on its way may take after the step was cancelled
+_WITHIN = 60.0
+
+
+class Landing(Struct, frozen=True, gc=False):
+    """Something to journal: `record(run, stamp)` makes it when its commit is made."""
+
+    record: Callable[[RunState, Stamp], StepRecord]
+    requests: tuple[Request, ...] = ()
+    lookup_key: str | None = None
+
+
+class Landings:
+    """A queue of landings and the task that commits them; `commit` gets one or more and makes them durable.
+
+    A landing on its way is carried through whatever becomes of the effect that waits for it.
+    """
+
+    def __init__(self, commit: Callable[[list[Landing]], Awaitable[None]]) -> None:
+        self._commit = commit
+        self._queue: list[tuple[Landing, asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, landing: Landing) -> asyncio.Future[None]:
+        """Queue it; the future is done when it is durable, or has the error of its commit."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((landing, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._drain(), name="abstractruntime-landings")
+        return future
+
+    async def close(self) -> None:
+        """Wait for what is on its way, deaf to cancellation."""
+        if self._task is not None and not self._task.done():
+            await finish(self._task, within=_WITHIN)
+
+    async def _drain(self) -> None:
+        while self._queue:
+            alone = self._queue[0][0].lookup_key is not None  # a commit has one key to be found by
+            some = self._queue[:1] if alone else [pair for pair in self._queue if pair[0].lookup_key is None]
+            self._queue = [pair for pair in self._queue if pair not in some]
+            error: BaseException | None = None
+            try:
+                await self._commit([landing for landing, _ in some])
+            except BaseException as failed:  # a boundary between tasks: raised where the landings are awaited
+                error = failed
+            for _, future in some:
+                if not future.done():
+                    future.set_result(None) if error is None else future.set_exception(error)

@@ -1,0 +1,206 @@
+"""A step with several effects under way: each is performed in a task of its own and lands by itself.
+
+The run in memory knows every landing at once, so the step goes on without reading it again. It ends with one commit
+when all parts have ended, or when one has failed for good and the others are not waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from datetime import timedelta
+from typing import Any
+
+from .attempts import Attempts
+from .core import kernel
+from .core.clock import Clock, iso
+from .core.codec import copy_of_run
+from .core.errors import RevisionConflict, StoreError
+from .core.journal import Journal
+from .core.leases import Flight
+from .core.models import Commit, Intent, RunState
+from .core.outcomes import CancelSignal, EffectOutcome
+from .landings import Landing, Landings
+
+log = logging.getLogger("abstractruntime")
+
+
+class _Gone(Exception):
+    """The claim on the step is gone: withdrawn by a cancel, or taken over."""
+
+
+class _StepFailed(Exception):
+    """One effect failed for good, and the step with it."""
+
+
+class ParallelStep:
+    """One claim on a step with several effects, from its first commit to its last."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        attempts: Attempts,
+        clock: Clock,
+        stamp: Callable[[], kernel.Stamp],
+        max_inline_backoff: float,
+        too_late: Callable[[RunState, Intent, EffectOutcome], Awaitable[RunState]],
+        kept: dict[str, EffectOutcome],
+        run: RunState,
+        flight: Flight,
+        raws: list[dict[str, Any]] | None,
+        nodes: Collection[str],
+    ) -> None:
+        self._journal, self._attempts, self._clock, self._stamp = journal, attempts, clock, stamp
+        self._max_inline_backoff, self._too_late, self._kept = max_inline_backoff, too_late, kept
+        self._run, self._flight, self._raws, self._nodes = run, flight, raws, nodes
+        self._landings = Landings(self._land)
+        self._parked: list[str] = []
+        #: what the store could not take; the effects under way end all the same, and their outcomes are kept
+        self._trouble: StoreError | None = None
+
+    async def perform(self) -> RunState:
+        """Perform what has not ended, and end the step. Returns the run as it is then, whoever moved it."""
+        try:
+            outcome = await self._flight.attend(self._all())
+        finally:
+            await self._landings.close()
+        if outcome.status == "cancelled":  # withdrawn, or taken over behind our back
+            return (await self._journal.load(self._run.run_id)).run
+        if self._trouble is not None:
+            raise self._trouble
+        try:
+            if self._parked and kernel.failure_of(self._intent) is None:
+                due = max(self._parked)
+                return await self._committed(lambda run, stamp: kernel.park(run, due, stamp))
+            return await self._committed(kernel.settle_all)
+        except _Gone:
+            return self._run
+
+    @property
+    def _intent(self) -> Intent:
+        intent = self._run.intent
+        if intent is None or intent.token != self._flight.token:
+            raise _Gone
+        return intent
+
+    async def _all(self) -> EffectOutcome:
+        signals: list[CancelSignal] = []
+        width = asyncio.Semaphore(self._intent.width)
+        try:
+            if kernel.failure_of(self._intent) is None:
+                async with asyncio.TaskGroup() as group:
+                    for part in self._intent.parts:
+                        if part.ended is None:
+                            signals.append(CancelSignal())
+                            group.create_task(self._part(part.seq, signals[-1], width))
+        except* (_StepFailed, _Gone):
+            pass
+        finally:
+            for signal in signals:  # a thread that nobody can stop is told at least
+                signal.set()
+        return EffectOutcome.completed()
+
+    async def _part(self, seq: int, signal: CancelSignal, width: asyncio.Semaphore) -> None:
+        """Try one effect until it has ended, or its next attempt is far away."""
+        async with width:
+            while self._trouble is None:
+                if not self._part_now(seq).begun and not await self._landed(self._begun(self._part_now(seq))):
+                    return
+                part = self._part_now(seq)
+                outcome = self._kept.pop(part.step_id, None) or await self._attempt(part, signal)
+                pause = await self._attempts.pause(part, outcome)
+                due = None if pause is None else iso(self._clock.now() + timedelta(seconds=pause))
+                landing = self._landings.add(self._ended(part, outcome, due))
+                if pause is None:
+                    break  # the next in line begins in the commit that this landing is part of
+                if not await self._landed(landing, part, outcome):
+                    return
+                if pause > self._max_inline_backoff:
+                    self._parked.append(due or "")
+                    return
+                await self._clock.sleep(pause)
+            else:
+                return
+        landed = await self._landed(landing, part, outcome)
+        if landed and outcome.status != "completed" and not self._intent.collect:
+            raise _StepFailed
+
+    async def _attempt(self, part: Intent, signal: CancelSignal) -> EffectOutcome:
+        raw = self._raws[part.seq - self._intent.seq] if self._raws else None
+        async with self._attempts.capacity.place(part.effect.type):
+            try:
+                outcome = await self._attempts.perform(copy_of_run(self._run), part, raw, signal, self._nodes)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                return EffectOutcome.failed(f"Effect handler raised exception: {type(error).__name__} {error}")
+        if outcome.status == "waiting":
+            return EffectOutcome.failed(
+                f"{part.effect.type} would wait, and an effect of several may not. Ask for it in a step of its own.",
+                retryable=False,
+            )
+        return outcome
+
+    async def _landed(
+        self, landing: asyncio.Future[None], part: Intent | None = None, outcome: EffectOutcome | None = None
+    ) -> bool:
+        """Whether it is durable. An outcome that the store cannot take is kept, one that comes too late journaled."""
+        try:
+            await landing
+            return True
+        except StoreError as error:
+            self._trouble = error
+            if part is not None and outcome is not None:
+                self._kept[part.step_id] = outcome
+            return False
+        except _Gone:
+            if part is not None and outcome is not None:
+                await self._too_late(self._run, part, outcome)
+            raise
+
+    def _begun(self, part: Intent) -> asyncio.Future[None]:
+        return self._landings.add(Landing(lambda run, stamp: kernel.begun_record(run, part, stamp)))
+
+    def _ended(self, part: Intent, outcome: EffectOutcome, retry_at: str | None) -> Landing:
+        completed = outcome.status == "completed"
+        return Landing(
+            lambda run, stamp: kernel.ended_record(run, part, outcome, stamp, retry_at=retry_at),
+            outcome.requests if completed else (),
+            part.key if completed and self._attempts.may_repeat else None,
+        )
+
+    def _part_now(self, seq: int) -> Intent:
+        return self._intent.parts[seq - self._intent.seq]
+
+    async def _land(self, landings: list[Landing]) -> None:
+        requests = tuple(request for landing in landings for request in landing.requests)
+        lookup_key = landings[0].lookup_key
+
+        def commit(run: RunState, stamp: kernel.Stamp) -> Commit:
+            records = tuple(landing.record(run, stamp) for landing in landings)
+            return kernel.landing(run, records, requests, stamp, lookup_key=lookup_key)
+
+        await self._committed(commit)
+
+    async def _committed(self, make: Callable[[RunState, kernel.Stamp], Commit]) -> RunState:
+        """Make the commit from the run as it is, again after each conflict while the claim is still ours."""
+        while True:
+            try:
+                _ = self._intent  # or it is gone
+                self._run = await self._journal.commit(make(self._run, self._stamp()))
+                return self._run
+            except RevisionConflict:
+                await self._reload()
+
+    async def _reload(self) -> None:
+        loaded = await self._journal.load(self._run.run_id)
+        self._run = loaded.run
+        _ = self._intent  # or it is gone
+        if loaded.requests:
+            try:
+                self._run = await self._journal.commit(kernel.answer(self._run, loaded.requests, self._stamp()))
+            except RevisionConflict:
+                await self._reload()
