@@ -27,10 +27,11 @@ from .core.errors import (
 )
 from .core.journal import Journal
 from .core.leases import Leases
-from .core.models import TERMINAL, Commit, Request, RunState, StepPlan
+from .core.models import TERMINAL, Commit, Request, RunState, RunStatus, StepPlan
 from .core.secrets import admit
 from .core.spec import WorkflowSpec, follow
 from .core.typed import typed_view, untyped
+from .node_errors import NodeErrors
 from .performer import Performer
 from .plans import checked_plan
 
@@ -59,10 +60,11 @@ class Engine:
         clock: Clock,
         context: Any,
         max_inline_backoff: float,
+        node_errors: NodeErrors,
         attach: dict[str, Any],
     ) -> None:
         self._journal, self._leases, self._performer, self._clock = journal, leases, performer, clock
-        self._context, self._max_inline_backoff = context, max_inline_backoff
+        self._context, self._max_inline_backoff, self._node_errors = context, max_inline_backoff, node_errors
         #: attributes that nodes find on the run they are given
         self.attach = attach
         self._turns: dict[str, _Turn] = {}
@@ -153,8 +155,10 @@ class Engine:
         try:
             plan, raws, stamp = await self._ask(workflow, run, stamp)
         except Exception as error:  # a boundary: what a node raises belongs to the caller, the ledger says so too
-            await self._note_failure(run.run_id, node_id, error)
-            raise
+            failed = await self._node_raised(run, node_id, error)
+            if failed is None:
+                raise
+            return failed
         if plan.complete_output is not None:
             return await self._journal.commit(kernel.complete(run, plan, stamp))
         if raws:
@@ -182,16 +186,27 @@ class Engine:
         run.vars = kernel.restore_seq(admit(vars, "vars"), seq)
         return *checked_plan(plan, workflow, run.current_node), stamp
 
-    async def _note_failure(self, run_id: str, node_id: str, error: Exception) -> None:
-        error.add_note(f"raised at node {node_id!r} of run {run_id!r}")
+    async def _node_raised(self, run: RunState, node_id: str, error: Exception) -> RunState | None:
+        """Record it; the failed run where `on_node_error` says that it fails, else None: the error is raised."""
+        error.add_note(f"raised at node {node_id!r} of run {run.run_id!r}")
         text = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
+        fails = await self._node_errors.decide(run, error) == "fail"
+
+        def act(run: RunState, stamp: kernel.Stamp) -> Commit | None:
+            if run.status in TERMINAL:
+                return None
+            apart = self._node_errors.reason_to_quarantine(run, node_id)
+            stands = run.status is RunStatus.RUNNING and run.current_node == node_id and run.intent is None
+            if stands and (fails or apart is not None):
+                return kernel.fail_node(run, node_id, text, stamp, quarantine=apart)
+            return kernel.node_failed(run, node_id, text, stamp)
+
         try:
-            await self.change(
-                run_id,
-                lambda run, stamp: None if run.status in TERMINAL else kernel.node_failed(run, node_id, text, stamp),
-            )
+            found = await self.change(run.run_id, act)
         except (StoreError, AbstractRuntimeError):
-            log.exception("Run %s: the failure of node %s could not be recorded", run_id, node_id)
+            log.exception("Run %s: the failure of node %s could not be recorded", run.run_id, node_id)
+            return None
+        return found if fails and found.status in TERMINAL else None
 
     async def _adopt(self, workflow: WorkflowSpec[Any], run: RunState) -> RunState:
         """Check that the run can go on with this workflow; a followed change of the graph is committed first."""

@@ -12,9 +12,9 @@ from .core import kernel
 from .core.backend import Backend
 from .core.capacity import Capacity
 from .core.clock import SYSTEM_CLOCK, Clock
-from .core.codec import digest, record_dict
+from .core.codec import record_dict
 from .core.config import LimitWarning, RuntimeConfig, apply_limit_updates, limit_status, limit_warnings
-from .core.errors import RevisionConflict, RunIdentityConflict, StaleResumeError
+from .core.errors import RevisionConflict, RunIdentityConflict, RunQuarantined, StaleResumeError
 from .core.ids import check_optional, check_run_id, check_text
 from .core.journal import Journal, LedgerCallback
 from .core.leases import Leases
@@ -25,18 +25,16 @@ from .core.spec import DefaultRunContext, RunContext, WorkflowSpec
 from .core.threads import WorkerThreads
 from .core.traces import node_traces
 from .core.typed import check_vars
-from .core.vars import ensure_limits
 from .effects.builtin import builtin_handlers
 from .effects.handlers import adapt
 from .engine import Engine
+from .node_errors import NodeErrors, OnNodeError
 from .performer import Performer
+from .starting import difference, identity_of, seeded
 from .storage.user_pair import join_stores
 
 #: sync effect handlers that one runtime runs at the same time
 MAX_HANDLER_THREADS = 64
-
-#: what makes two starts under one run_id the same, beside their vars
-_IDENTITY = ("workflow_id", "actor_id", "session_id", "parent_run_id")
 
 #: how far `run()` drives in one tick
 _RUN_STEPS = 1000
@@ -59,6 +57,10 @@ class AsyncRuntime:
         lease_seconds: how long a claim on an effect outlives a process that stops responding.
         max_inline_backoff: the longest pause between attempts, in seconds, that `tick` waits out itself.
         effect_limits: how many effects of a type this runtime performs at once, as in `{"llm_call": 8}`.
+        on_node_error: what a node that raises means: `"raise"` (the caller gets the error, the run stays where it is),
+            `"fail"` (the run fails), or a function of run and error that says one of the two.
+        quarantine_after: a run is set apart as FAILED, with a reason in `state.quarantined`, when a node of it raises
+            so often in a row, or when it fails for the so-manyth time although it was retried.
 
     >>> async with AsyncRuntime(run_store=runs, ledger_store=ledger) as rt:
     ...     state = await rt.run(workflow, vars={"task": "sum up"})
@@ -80,6 +82,8 @@ class AsyncRuntime:
         lease_seconds: float = 30.0,
         max_inline_backoff: float = 1.0,
         effect_limits: Mapping[str, int] | None = None,
+        on_node_error: OnNodeError = "raise",
+        quarantine_after: int | None = None,
     ) -> None:
         self._run_store, self._ledger_store = run_store, ledger_store
         self._clock = clock or SYSTEM_CLOCK
@@ -106,6 +110,7 @@ class AsyncRuntime:
             attempts=self._attempts,
             max_inline_backoff=max_inline_backoff,
         )
+        self._node_errors = NodeErrors(on_node_error, quarantine_after)
         self._engine = Engine(
             journal=self._journal,
             leases=self._leases,
@@ -113,6 +118,7 @@ class AsyncRuntime:
             clock=self._clock,
             context=self._ctx,
             max_inline_backoff=max_inline_backoff,
+            node_errors=self._node_errors,
             attach={"_runtime_run_store": run_store, "_runtime_artifact_store": artifact_store},
         )
 
@@ -203,18 +209,18 @@ class AsyncRuntime:
             actor_id=actor_id,
             session_id=session_id,
             parent_run_id=parent_run_id,
-            vars=self._seeded(clean),
+            vars=seeded(clean, self._config),
             run_id=None if run_id is None else check_run_id(run_id),
         )
         run.fingerprint, run.workflow_version = workflow.fingerprint, workflow.version
         if run_id is not None:
-            run.identity = _identity(run, clean)
+            run.identity = identity_of(run, clean)
         try:
             await self._journal.commit(kernel.create(run, self._performer.stamp()))
         except RevisionConflict:
             found = (await self._journal.load(run.run_id)).run
             if found.identity != run.identity:
-                raise RunIdentityConflict(run.run_id, _difference(found, run)) from None
+                raise RunIdentityConflict(run.run_id, difference(found, run)) from None
         return run.run_id
 
     async def tick(self, *, workflow: WorkflowSpec[Any], run_id: str, max_steps: int = 100) -> RunState:
@@ -311,6 +317,32 @@ class AsyncRuntime:
         """Let a held run go on; it moves at its next tick. No change when it is not held. Raises `UnknownRun`."""
         return await self._engine.change(run_id, kernel.unpause)
 
+    async def retry_run(
+        self, run_id: str, *, reason: str | None = None, actor_id: str | None = None, force: bool = False
+    ) -> RunState:
+        """Let a failed run go on: the node where it stands is asked again, at the next tick, with the vars of now.
+
+        What the node asks for then is a new effect with a new key. A run that runs or waits is returned unchanged.
+        Raises `RunNotFailed` for one that ended otherwise, `RunQuarantined` for one that is set apart or, with
+        `quarantine_after`, has now failed too often; `force=True` retries it all the same. Raises `UnknownRun`.
+        """
+        check_optional(reason, "reason")
+        check_optional(actor_id, "actor_id")
+
+        def act(run: RunState, stamp: kernel.Stamp) -> Commit | None:
+            apart = None if force or run.status is not RunStatus.FAILED else self._node_errors.reason_to_refuse(run)
+            if force or (apart is None and run.quarantined is None):
+                return kernel.retry_failed(run, reason, actor_id, stamp)
+            return kernel.quarantine(run, apart or "", stamp)
+
+        state = await self._engine.change(run_id, act)
+        if state.quarantined is not None:
+            raise RunQuarantined(
+                f"Run {run_id!r} is quarantined: {state.quarantined}. Last error: {state.error}. "
+                "Mend what makes it fail, then call retry_run(run_id, force=True)."
+            )
+        return state
+
     # -- looking at runs
 
     async def get_state(self, run_id: str) -> RunState:
@@ -378,32 +410,3 @@ class AsyncRuntime:
 
     async def _is_newer(self, run_id: str, instant: str) -> bool:
         return (await self.get_state(run_id)).updated_at >= instant
-
-    def _seeded(self, vars: dict[str, Any]) -> dict[str, Any]:
-        """Vars as a run starts with them: `_limits` per key, `_runtime` with the model facts of the config."""
-        seeded = dict(vars)
-        ensure_limits(seeded, self._config.to_limits_dict())
-        runtime = seeded.get("_runtime")
-        runtime = dict(runtime) if isinstance(runtime, dict) else {}
-        for name, value in (("provider", self._config.provider), ("model", self._config.model)):
-            if value:
-                runtime.setdefault(name, value)
-        support = self._config.model_capabilities.get("tool_support")
-        if support is not None:
-            runtime.setdefault("tool_support", support)
-            runtime.setdefault("supports_native_tools", support == "native")
-        runtime.pop("effect_seq", None)  # the kernel's own counter starts anew
-        seeded["_runtime"] = runtime
-        return seeded
-
-
-def _identity(run: RunState, vars: dict[str, Any]) -> str:
-    """A digest of what start() was given."""
-    return digest({"vars": vars, **{name: getattr(run, name) for name in _IDENTITY}})
-
-
-def _difference(found: RunState, asked: RunState) -> str:
-    for name in _IDENTITY:
-        if getattr(found, name) != getattr(asked, name):
-            return f"{name} ({getattr(found, name)!r}, not {getattr(asked, name)!r})"
-    return "vars"

@@ -14,6 +14,7 @@ from .core.policy import EffectPolicy
 from .core.portal import drive
 from .core.secrets import Secrets
 from .core.spec import RunContext, WorkflowSpec
+from .node_errors import OnNodeError
 from .runtime import AsyncRuntime
 
 
@@ -55,6 +56,8 @@ class Runtime:
         lease_seconds: float = 30.0,
         max_inline_backoff: float = 60.0,
         effect_limits: Mapping[str, int] | None = None,
+        on_node_error: OnNodeError = "raise",
+        quarantine_after: int | None = None,
     ) -> None:
         self.aio = AsyncRuntime(
             run_store=run_store,
@@ -70,6 +73,8 @@ class Runtime:
             lease_seconds=lease_seconds,
             max_inline_backoff=max_inline_backoff,
             effect_limits=effect_limits,
+            on_node_error=on_node_error,
+            quarantine_after=quarantine_after,
         )
 
     def __enter__(self) -> Runtime:
@@ -233,6 +238,17 @@ class Runtime:
     def resume_run(self, run_id: str) -> RunState:
         """Let a held run go on; it moves at its next tick. No change when it is not held. Raises `UnknownRun`."""
         return drive(self.aio.resume_run, run_id)
+
+    def retry_run(
+        self, run_id: str, *, reason: str | None = None, actor_id: str | None = None, force: bool = False
+    ) -> RunState:
+        """Let a failed run go on: the node where it stands is asked again, at the next tick, with the vars of now.
+
+        What the node asks for then is a new effect with a new key. A run that runs or waits is returned unchanged.
+        Raises `RunNotFailed` for one that ended otherwise, `RunQuarantined` for one that is set apart or, with
+        `quarantine_after`, has now failed too often; `force=True` retries it all the same. Raises `UnknownRun`.
+        """
+        return drive(self.aio.retry_run, run_id, reason=reason, actor_id=actor_id, force=force)
 
     # -- looking at runs
 

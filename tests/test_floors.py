@@ -46,7 +46,7 @@ FLOORS = (
     ("core.kernel", "core.leases"),
     ("core.journal",),
     ("effects", "storage"),
-    ("attempts", "landings", "plans"),
+    ("attempts", "landings", "node_errors", "plans", "starting"),
     ("parallel",),
     ("performer",),
     ("engine",),

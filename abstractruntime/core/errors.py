@@ -9,6 +9,8 @@
     ├── StaleResumeError (ValueError)       nothing waits, or something else does
     │   └── InvalidAnswer                   the wait is right, the answer is not
     ├── RunPaused (ValueError)              resume() on a paused run
+    ├── RunNotFailed (ValueError)           retry_run() on a run that ended otherwise
+    ├── RunQuarantined (ValueError)         retry_run() on a run that failed again and again
     ├── ReentrantTick (RuntimeError)        a run was driven from inside itself
     ├── InvalidId (ValueError)              an id that could not be a safe name
     ├── InvalidWorkflow (ValueError)        a graph that cannot run
@@ -85,6 +87,14 @@ class InvalidAnswer(StaleResumeError):
 
 class RunPaused(AbstractRuntimeError, ValueError):
     """Run is paused"""
+
+
+class RunNotFailed(AbstractRuntimeError, ValueError):
+    """Only a failed run can be retried."""
+
+
+class RunQuarantined(AbstractRuntimeError, ValueError):
+    """The run failed again and again and was set apart."""
 
 
 class ReentrantTick(AbstractRuntimeError, RuntimeError):

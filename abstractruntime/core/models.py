@@ -225,6 +225,10 @@ class RunState(Struct, dict=True, omit_defaults=True):
     workflow_version: str | None = None
     #: digest of what start(run_id=...) was called with
     identity: str | None = None
+    #: how often `retry_run` let the failed run go on
+    retries: int = 0
+    #: why the run was set apart: it failed again and again
+    quarantined: str | None = None
 
     @property
     def paused(self) -> bool:
@@ -232,6 +236,13 @@ class RunState(Struct, dict=True, omit_defaults=True):
         runtime = self.vars.get("_runtime")
         control = runtime.get("control") if isinstance(runtime, dict) else None
         return isinstance(control, dict) and control.get("paused") is True
+
+    @property
+    def due(self) -> str | None:
+        """When time alone moves the run on: its next attempt, its timer or its deadline, as UTC text."""
+        if self.status is RunStatus.WAITING:
+            return self.waiting.until if self.waiting is not None else None
+        return self.intent.due if self.intent is not None else None
 
     @classmethod
     def new(

@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from ..errors import RunNotFailed
 from ..models import (
     TERMINAL,
     Commit,
@@ -86,6 +87,36 @@ def unpause(run: RunState, stamp: Stamp) -> Commit | None:
     new = next_state(run, stamp, unpaused_vars(run, resumed_at=stamp.at))
     if is_pause_wait(run):
         new.status, new.waiting = RunStatus.RUNNING, None
+    return commit(run, new)
+
+
+def retry_failed(run: RunState, reason: str | None, actor_id: str | None, stamp: Stamp) -> Commit | None:
+    """Let a failed run go on at the node where it stands, which is asked again. None when it runs or waits."""
+    if run.status not in TERMINAL:
+        return None
+    if run.status is not RunStatus.FAILED:
+        raise RunNotFailed(f"Run {run.run_id!r} is {run.status}; only a failed run can be retried.")
+    new = next_state(run, stamp)
+    new.status, new.error, new.quarantined = RunStatus.RUNNING, None, None
+    new.node_errors, new.retries = 0, run.retries + 1
+    payload = {"error": run.error, "reason": reason, "quarantined": run.quarantined}
+    record = run_record(
+        run,
+        "retry",
+        stamp,
+        effect={"type": "retry", "payload": payload, "result_key": None},
+        result={"retried": True, "retries": new.retries},
+        actor_id=actor_id or run.actor_id,
+    )
+    return commit(run, new, record)
+
+
+def quarantine(run: RunState, reason: str, stamp: Stamp) -> Commit | None:
+    """Set a failed run apart. None when it is already, or has not failed."""
+    if run.status is not RunStatus.FAILED or run.quarantined is not None:
+        return None
+    new = next_state(run, stamp)
+    new.quarantined = reason
     return commit(run, new)
 
 

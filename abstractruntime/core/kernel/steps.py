@@ -170,6 +170,14 @@ def node_failed(run: RunState, node_id: str, error: str, stamp: Stamp) -> Commit
     )
 
 
+def fail_node(run: RunState, node_id: str, error: str, stamp: Stamp, *, quarantine: str | None = None) -> Commit:
+    """A node raised and the run fails for it; with `quarantine` it is also set apart, for that reason."""
+    new = next_state(run, stamp)
+    new.node_errors, new.status, new.error, new.quarantined = run.node_errors + 1, RunStatus.FAILED, error, quarantine
+    failed = run_record(run, "node_failed", stamp, node_id=node_id, status=StepStatus.FAILED, error=error)
+    return commit(run, new, failed, status_record(new, stamp))
+
+
 def _land(
     run: RunState,
     intent: Intent,
