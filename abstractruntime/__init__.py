@@ -8,6 +8,7 @@ from .core.config import LimitWarning, RuntimeConfig
 from .core.errors import (
     AbstractRuntimeError,
     InvalidAnswer,
+    InvalidCursor,
     InvalidId,
     InvalidPlan,
     InvalidState,
@@ -48,7 +49,7 @@ from .core.spec import RunContext, WorkflowSpec
 from .core.typed import TypedRun
 from .identity import ActorFingerprint
 from .runtime import AsyncRuntime
-from .storage.base import DeletableLedgerStore, DeletableRunStore, QueryableRunStore
+from .storage.base import DeletableLedgerStore, DeletableRunStore, Page, QueryableRunStore
 from .storage.in_memory import (
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
@@ -88,12 +89,14 @@ __all__ = [
     "InMemoryLedgerStore",
     "InMemoryRunStore",
     "InvalidAnswer",
+    "InvalidCursor",
     "InvalidId",
     "InvalidPlan",
     "InvalidState",
     "InvalidWorkflow",
     "LimitWarning",
     "NoRetryPolicy",
+    "Page",
     "QueryableRunStore",
     "ReentrantTick",
     "Request",

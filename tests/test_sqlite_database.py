@@ -1,11 +1,12 @@
 """The file: how it is made, found, refused, shared between processes, and read years later.
 
-`python -m tests.test_sqlite_database` writes the golden file of this schema version; it is made once and kept.
+`python -m tests.test_sqlite_database` writes the golden file of a new schema version; it is made once and kept.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -30,7 +31,8 @@ from abstractruntime.storage.sqlite import (
 from .scale import scaled
 
 ROOT = Path(__file__).parent.parent
-GOLDEN = Path(__file__).parent / "golden" / "sqlite_schema_1.sqlite3"
+GOLDEN = Path(__file__).parent / "golden"
+VERSIONS = sorted(GOLDEN.glob("sqlite_schema_*.sqlite3"))
 AT = "2026-01-31T09:00:00.000000+00:00"
 
 
@@ -74,8 +76,20 @@ def write_golden(path: Path) -> None:
         SqliteRunStore(database).save(child)
 
 
-def test_a_file_of_the_first_version_opens_and_reads(tmp_path):
-    path = Path(shutil.copy(GOLDEN, tmp_path))
+each_version = pytest.mark.parametrize("golden", VERSIONS, ids=lambda path: path.stem)
+
+
+def test_there_is_a_golden_file_of_every_version():
+    assert {path.name for path in VERSIONS} == {f"sqlite_schema_{n}.sqlite3" for n in range(1, schema.LATEST + 1)}
+    for number, path in enumerate(VERSIONS, 1):
+        connection = sqlite3.connect(path)
+        assert connection.execute("PRAGMA user_version").fetchone() == (number,)
+        connection.close()
+
+
+@each_version
+def test_a_file_of_any_version_opens_and_reads(tmp_path, golden):
+    path = Path(shutil.copy(golden, tmp_path))
     with SqliteDatabase(path) as database:
         runs, ledgers = SqliteRunStore(database), SqliteLedgerStore(database)
         found = runs.load("golden-1")
@@ -86,6 +100,8 @@ def test_a_file_of_the_first_version_opens_and_reads(tmp_path):
         assert [record["step_id"] for record in ledgers.list("golden-1")] == ["golden-1:1.1"]
         assert [run.run_id for run in runs.list_due_wait_until(now_iso=AT)] == ["golden-1"]
         assert [run.output for run in runs.list_children(parent_run_id="golden-1")] == [{"a": 1}]
+        assert [row["run_id"] for row in runs.find_runs(workflow_id="w").items] == ["golden-2", "golden-1"]
+        assert [row["prompt"] for row in runs.find_waits(reason=WaitReason.USER, actor_id="actor").items] == ["Go on?"]
         runs.save(found)
 
 
@@ -96,8 +112,9 @@ def schema_of(path: Path) -> list[tuple[str, ...]]:
     return found
 
 
-def test_an_old_file_gets_the_schema_of_a_new_one(tmp_path):
-    old, new = Path(shutil.copy(GOLDEN, tmp_path)), tmp_path / "new.sqlite3"
+@each_version
+def test_an_old_file_gets_the_schema_of_a_new_one(tmp_path, golden):
+    old, new = Path(shutil.copy(golden, tmp_path)), tmp_path / "new.sqlite3"
     for path in (old, new):
         with SqliteDatabase(path) as database:
             assert SqliteRunStore(database).load("unknown") is None
@@ -130,10 +147,7 @@ def test_every_query_can_be_prepared_and_says_why_it_is_there(tmp_path):
     with SqliteDatabase(tmp_path / "x.sqlite3") as database:
         connection = database.connection()
         for query in statements.QUERIES.values():
-            named = {
-                name: None
-                for name in ("run", "after", "limit", "status", "workflow_id", "wait_reason", "root_only", "parent")
-            }
+            named = dict.fromkeys(re.findall(r":(\w+)", query))
             unnamed = [None] * (1 if "?1" in query else query.count("?"))
             connection.execute(f"EXPLAIN {query}", named if ":" in query else unnamed)
         connection.close()
@@ -156,10 +170,7 @@ def test_no_query_scans_a_table(tmp_path, query, index):
     text = statements.QUERIES[query]
     with SqliteDatabase(tmp_path / "x.sqlite3") as database:
         connection = database.connection()
-        named = {
-            name: None
-            for name in ("run", "after", "limit", "status", "workflow_id", "wait_reason", "root_only", "parent")
-        }
+        named = dict.fromkeys(re.findall(r":(\w+)", text))
         rows = connection.execute(f"EXPLAIN QUERY PLAN {text}", named if ":" in text else [None] * text.count("?"))
         plan = " ".join(row["detail"] for row in rows)
         connection.close()
@@ -347,6 +358,4 @@ def test_opening_waits_for_another_process_too(tmp_path):
 
 
 if __name__ == "__main__":
-    GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.unlink(missing_ok=True)
-    write_golden(GOLDEN)
+    write_golden(GOLDEN / f"sqlite_schema_{schema.LATEST}.sqlite3")
