@@ -47,6 +47,7 @@ from .core.outcomes import CancelSignal, Change, EffectCall, EffectHandler, Effe
 from .core.policy import DefaultEffectPolicy, EffectPolicy, NoRetryPolicy, RetryPolicy, compute_idempotency_key
 from .core.spec import RunContext, WorkflowSpec
 from .core.typed import TypedRun
+from .following import LedgerEntry
 from .identity import ActorFingerprint
 from .runtime import AsyncRuntime
 from .storage.base import DeletableLedgerStore, DeletableRunStore, Page, QueryableRunStore
@@ -94,6 +95,7 @@ __all__ = [
     "InvalidPlan",
     "InvalidState",
     "InvalidWorkflow",
+    "LedgerEntry",
     "LimitWarning",
     "NoRetryPolicy",
     "Page",

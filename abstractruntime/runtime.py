@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any
 
 from .core import kernel
-from .core.backend import Backend
 from .core.clock import SYSTEM_CLOCK, Clock
 from .core.codec import digest, record_dict
 from .core.config import LimitWarning, RuntimeConfig, apply_limit_updates, limit_status, limit_warnings
@@ -27,7 +26,9 @@ from .core.vars import ensure_limits
 from .effects.builtin import builtin_handlers
 from .effects.handlers import adapt
 from .engine import Engine
+from .following import FollowsLedgers
 from .performer import Performer
+from .storage.finder import StoreFinder
 from .storage.user_pair import join_stores
 
 #: sync effect handlers that one runtime runs at the same time
@@ -40,7 +41,7 @@ _IDENTITY = ("workflow_id", "actor_id", "session_id", "parent_run_id")
 _RUN_STEPS = 1000
 
 
-class AsyncRuntime:
+class AsyncRuntime(StoreFinder, FollowsLedgers):
     """Runs workflows durably on an event loop.
 
     Every step of a run is one atomic commit of its state and its ledger; a run that waits costs nothing; any process
@@ -82,7 +83,7 @@ class AsyncRuntime:
         self._ctx: RunContext = context if context is not None else DefaultRunContext(self._clock)
         self._workflow_registry, self._config = workflow_registry, config or RuntimeConfig()
         threads = WorkerThreads(MAX_HANDLER_THREADS)
-        self._backend: Backend = join_stores(run_store, ledger_store)
+        self._backend = join_stores(run_store, ledger_store)
         self._journal = Journal(self._backend, self._clock)
         self._leases = Leases(self._backend, self._clock, lease_seconds)
         handlers = builtin_handlers(self._load_other)
@@ -114,7 +115,8 @@ class AsyncRuntime:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Hand back the effects in flight and give up the lease. The stores stay open: they are yours."""
+        """Hand back the effects in flight, give up the lease, end who follows. The stores stay open: they are yours."""
+        self._following.close()
         await self._engine.stop()
         await self._leases.close()
 

@@ -36,7 +36,7 @@ FLOORS = (
     ("storage.base",),
     ("core.kernel", "core.journal", "core.leases"),
     ("effects", "storage"),
-    ("performer",),
+    ("performer", "following"),
     ("engine",),
     ("runtime",),
     ("sync",),

@@ -159,13 +159,18 @@ class Finder:
         )
 
 
-async def ask_store(store: Any, query: Query) -> Page:
-    """The page that a run store of any kind gives, sync or async. Raises StoreError where it cannot be asked."""
-    method = getattr(store, "find_runs" if isinstance(query, RunQuery) else "find_waits", None)
-    if not callable(method):
-        raise StoreError(
-            f"{store!r} cannot be searched. Give the runtime a run store that has find_runs() and find_waits(), with "
-            "the arguments that AsyncRuntime.find_runs() and find_waits() take, returning a Page."
-        )
-    page: Page = await call(method, **asdict(query))
-    return page
+class StoreFinder(AsyncFinder):
+    """Finds in a run store of any kind, sync or async."""
+
+    _run_store: Any
+
+    async def _find(self, query: Query) -> Page:
+        """Ask the store. Raises StoreError where it cannot be asked."""
+        method = getattr(self._run_store, "find_runs" if isinstance(query, RunQuery) else "find_waits", None)
+        if not callable(method):
+            raise StoreError(
+                f"{self._run_store!r} cannot be searched. Give the runtime a run store that has find_runs() and "
+                "find_waits(), with the arguments of those of AsyncRuntime, sync or async; both return a Page."
+            )
+        page: Page = await call(method, **asdict(query))
+        return page
