@@ -239,8 +239,10 @@ async def test_lists_go_on_while_a_writer_writes_and_miss_nothing_that_was_there
         assert await writer > 0
 
 
-def many(path: Path) -> None:
-    """Runs of a few workflows, sessions and actors: common and rare ones, in states common and rare."""
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of a few workflows, sessions and actors: common and rare ones, in common and rare states. Only for reading."""
+    path = tmp_path_factory.mktemp("many") / "runs.db"
     with SqliteDatabase(path) as database:
         store = SqliteRunStore(database)
         for number in range(40):
@@ -252,6 +254,7 @@ def many(path: Path) -> None:
             else:
                 status = [RunStatus.COMPLETED, RunStatus.RUNNING, RunStatus.FAILED][number % 3]
                 store.save(run(f"r{number}", status, parent_run_id="p" if number % 5 else None, **origin))
+    return path
 
 
 #: a query, and the index that must lead it, by itself and in the order of the page
@@ -284,8 +287,7 @@ PLANS: list[tuple[Query, str]] = [
 
 
 @pytest.mark.parametrize(("query", "index"), PLANS)
-def test_every_query_is_led_by_an_index_in_the_order_of_the_page(tmp_path, monkeypatch, query, index):
-    many(tmp_path / "runs.db")
+def test_every_query_is_led_by_an_index_in_the_order_of_the_page(many, monkeypatch, query, index):
     asked: list[tuple[str, dict[str, Any]]] = []
     rows = finding._Source.rows
 
@@ -294,7 +296,7 @@ def test_every_query_is_led_by_an_index_in_the_order_of_the_page(tmp_path, monke
         return rows(source, name, filters)
 
     monkeypatch.setattr(finding._Source, "rows", noted)
-    with SqliteDatabase(tmp_path / "runs.db") as database:
+    with SqliteDatabase(many) as database:
         connection = database.connection()
         find(connection, query)
         assert asked
@@ -318,9 +320,8 @@ def test_a_filter_that_is_not_given_leaves_no_term_behind():
         assert kept <= {"before", "limit", "most"}
 
 
-def test_a_page_leaves_no_reading_transaction_behind(tmp_path):
-    many(tmp_path / "runs.db")
-    with SqliteDatabase(tmp_path / "runs.db") as database:
+def test_a_page_leaves_no_reading_transaction_behind(many):
+    with SqliteDatabase(many) as database:
         page = SqliteRunStore(database).find_waits(limit=1)
         assert page.cursor is not None
 
