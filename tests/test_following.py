@@ -187,6 +187,26 @@ async def test_long_ledgers_are_read_in_pages_and_the_state_is_not_decoded_for_e
     assert spy.calls["load"] <= ticks + 4, "the follower's own are a few at the beginning and at the end"
 
 
+async def test_a_commit_that_comes_while_the_reader_looks_is_not_slept_over(async_world: World) -> None:
+    runs, ledgers = async_world.stores()
+    spy = WatchedRunStore(runs)
+    rt = async_world.runtime(stores=(spy, ledgers))
+    await rt.run(QUESTION, run_id="r")
+    backend = spy.backend
+    assert backend is not None
+    read = backend.records
+
+    async def records(run_id: str, **part: Any) -> list[StepRecord]:
+        found = await read(run_id, **part)
+        if not found and (await rt.get_state(run_id)).status is RunStatus.WAITING:
+            await rt.resume(workflow=QUESTION, run_id=run_id, wait_key=None, payload="yes")
+        return found
+
+    backend.records = records  # type: ignore[method-assign]
+    assert await collect(rt, "r") == numbered(await rt.get_ledger("r"))
+    assert async_world.clock.naps == []
+
+
 @pytest.mark.parametrize("follow", [True, False])
 async def test_an_unknown_run_is_said_to_be_unknown(world: World, follow: bool) -> None:
     rt = world.runtime()

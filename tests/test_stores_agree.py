@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from abstractruntime import (
+    AbstractRuntimeError,
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
     AsyncSqliteLedgerStore,
@@ -141,6 +142,7 @@ class Pair:
             cursor = page.cursor
             if cursor is None:
                 return found
+            assert len(found) < 20, "the pages have no end"
 
 
 def comparable(value: Any) -> Any:
@@ -166,8 +168,8 @@ class Agreement(RuleBasedStateMachine):
         #: of a walk over pages: method, query, and per store the cursor of the next page
         self.walk: tuple[str, dict[str, Any], list[Any]] | None = None
 
-    @initialize()
-    def open(self) -> None:
+    @initialize(some=st.lists(st.tuples(IDS, ORIGINS, changes()), min_size=3, max_size=8))
+    def open(self, some: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> None:
         memory = InMemoryRunStore(), InMemoryLedgerStore()
         self._add("memory", *memory)
         self._add("memory, awaited", AsyncInMemoryRunStore(), AsyncInMemoryLedgerStore())
@@ -177,6 +179,8 @@ class Agreement(RuleBasedStateMachine):
         for path in (":memory:", Path(self.folder.name) / "awaited.db"):
             db = self._database(path)
             self._add(f"{path}, awaited", AsyncSqliteRunStore(db), AsyncSqliteLedgerStore(db))
+        for run_id, origins, change in some:
+            self.save_a_new_object(run_id, origins, change, True)
 
     def _database(self, path: Any) -> SqliteDatabase:
         self.databases.append(SqliteDatabase(path, synchronous="NORMAL"))
@@ -197,7 +201,7 @@ class Agreement(RuleBasedStateMachine):
         for pair in self.pairs:
             try:
                 found.append(seen(operation(pair)))
-            except Exception as error:
+            except (AbstractRuntimeError, ValueError) as error:
                 found.append(type(error))
             assert found[-1] == found[0], f"{pair.name}: {found[-1]} is not {self.pairs[0].name}: {found[0]}"
         return found[0]
@@ -319,10 +323,12 @@ class Agreement(RuleBasedStateMachine):
     @rule(query=RUN_QUERIES)
     def find_runs(self, query: dict[str, Any]) -> None:
         self._agreed_pages("find_runs", query)
+        self._agreed_pages("find_runs", {"limit": 2})
 
     @rule(query=WAIT_QUERIES)
     def find_waits(self, query: dict[str, Any]) -> None:
         self._agreed_pages("find_waits", query)
+        self._agreed_pages("find_waits", {"limit": 2})
 
     def _agreed_pages(self, method: str, query: dict[str, Any]) -> None:
         def in_any_order(pages: list[list[dict[str, Any]]]) -> Any:

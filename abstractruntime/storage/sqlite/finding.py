@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
 from functools import lru_cache
 from heapq import merge
 from operator import itemgetter
@@ -54,17 +53,16 @@ Filters = dict[str, Any]
 def find(connection: sqlite3.Connection, query: Query) -> Page:
     """The page that the query asks for. Raises InvalidCursor, StoreCorrupt."""
     start = start_of(query, "sqlite")
-    with ExitStack() as open_cursors:  # one that is not read to its end would hold on to its snapshot
-        source = _Source(connection, open_cursors)
-        found = _runs(source, query, start) if isinstance(query, RunQuery) else _waits(source, query, start)
-        return page_of(((place, query.row(run)) for place, run in found), query, "sqlite")
+    source = _Source(connection)
+    found = _runs(source, query, start) if isinstance(query, RunQuery) else _waits(source, query, start)
+    return page_of(((place, query.row(run)) for place, run in found), query, "sqlite")
 
 
 class _Source:
-    """A connection that is asked for runs, and the cursors that are open on it."""
+    """A connection that is asked for runs."""
 
-    def __init__(self, connection: sqlite3.Connection, open_cursors: ExitStack) -> None:
-        self._connection, self._open_cursors = connection, open_cursors
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
 
     def lead(self, filters: Filters, leads: Mapping[str, str]) -> str | None:
         """The filter whose index has the fewest rows."""
@@ -83,8 +81,7 @@ class _Source:
 
     def rows(self, name: str, filters: Filters) -> sqlite3.Cursor:
         """Integer, id and bytes of what a query finds with these filters alone."""
-        cursor = self._connection.execute(with_terms(name, frozenset(filters)), filters)
-        return self._open_cursors.enter_context(closing(cursor))
+        return self._connection.execute(with_terms(name, frozenset(filters)), filters)
 
 
 @lru_cache(maxsize=256)
