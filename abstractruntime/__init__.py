@@ -8,6 +8,7 @@ from .core.config import LimitWarning, RuntimeConfig
 from .core.errors import (
     AbstractRuntimeError,
     InvalidAnswer,
+    InvalidCursor,
     InvalidId,
     InvalidPlan,
     InvalidState,
@@ -48,9 +49,10 @@ from .core.outcomes import CancelSignal, Change, EffectCall, EffectHandler, Effe
 from .core.policy import DefaultEffectPolicy, EffectPolicy, NoRetryPolicy, RetryPolicy, compute_idempotency_key
 from .core.spec import RunContext, WorkflowSpec
 from .core.typed import TypedRun
+from .following import LedgerEntry
 from .identity import ActorFingerprint
 from .runtime import AsyncRuntime
-from .storage.base import DeletableLedgerStore, DeletableRunStore, QueryableRunStore
+from .storage.base import DeletableLedgerStore, DeletableRunStore, Page, QueryableRunStore
 from .storage.in_memory import (
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
@@ -90,12 +92,15 @@ __all__ = [
     "InMemoryLedgerStore",
     "InMemoryRunStore",
     "InvalidAnswer",
+    "InvalidCursor",
     "InvalidId",
     "InvalidPlan",
     "InvalidState",
     "InvalidWorkflow",
+    "LedgerEntry",
     "LimitWarning",
     "NoRetryPolicy",
+    "Page",
     "QueryableRunStore",
     "ReentrantTick",
     "Request",

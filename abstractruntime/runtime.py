@@ -9,7 +9,6 @@ from typing import Any
 
 from .attempts import Attempts
 from .core import kernel
-from .core.backend import Backend
 from .core.capacity import Capacity
 from .core.clock import SYSTEM_CLOCK, Clock
 from .core.codec import record_dict
@@ -28,9 +27,11 @@ from .core.typed import check_vars
 from .effects.builtin import builtin_handlers
 from .effects.handlers import adapt
 from .engine import Engine
+from .following import FollowsLedgers
 from .node_errors import NodeErrors, OnNodeError
 from .performer import Performer
 from .starting import difference, identity_of, seeded
+from .storage.finder import StoreFinder
 from .storage.user_pair import join_stores
 
 #: sync effect handlers that one runtime runs at the same time
@@ -40,7 +41,7 @@ MAX_HANDLER_THREADS = 64
 _RUN_STEPS = 1000
 
 
-class AsyncRuntime:
+class AsyncRuntime(StoreFinder, FollowsLedgers):
     """Runs workflows durably on an event loop.
 
     Every step of a run is one atomic commit of its state and its ledger; a run that waits costs nothing; any process
@@ -90,7 +91,7 @@ class AsyncRuntime:
         self._ctx: RunContext = context if context is not None else DefaultRunContext(self._clock)
         self._workflow_registry, self._config = workflow_registry, config or RuntimeConfig()
         threads = WorkerThreads(MAX_HANDLER_THREADS)
-        self._backend: Backend = join_stores(run_store, ledger_store)
+        self._backend = join_stores(run_store, ledger_store)
         self._journal = Journal(self._backend, self._clock)
         self._leases = Leases(self._backend, self._clock, lease_seconds)
         handlers = builtin_handlers(self._load_other)
@@ -131,7 +132,8 @@ class AsyncRuntime:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Hand back the effects in flight and give up the lease. The stores stay open: they are yours."""
+        """Hand back the effects in flight, give up the lease, end who follows. The stores stay open: they are yours."""
+        self._following.close()
         await self._engine.stop()
         await self._leases.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -11,9 +11,10 @@ from .core.config import LimitWarning, RuntimeConfig
 from .core.journal import LedgerCallback
 from .core.models import RunState
 from .core.policy import EffectPolicy
-from .core.portal import drive
+from .core.portal import drive, twin
 from .core.secrets import Secrets
 from .core.spec import RunContext, WorkflowSpec
+from .following import Follower, LedgerEntry, blocking_entries
 from .node_errors import OnNodeError
 from .runtime import AsyncRuntime
 
@@ -86,7 +87,7 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Hand back the effects in flight and give up the lease. The stores stay open: they are yours.
+        """Hand back the effects in flight, give up the lease, end who follows. The stores stay open: they are yours.
 
         A program that forgets it still exits; others then learn that its runs are free when they notice that its
         process is gone, or when its lease has run out.
@@ -267,6 +268,22 @@ class Runtime:
         logged. Raises TypeError for an async callback.
         """
         return self.aio.subscribe_ledger(callback, run_id=run_id)
+
+    def follow_ledger(
+        self, run_id: str, *, after: int = 0, follow: bool = True, poll_seconds: float = 0.5
+    ) -> Generator[LedgerEntry, None, None]:
+        """The run's records behind number `after`, each as a `LedgerEntry`: what is stored, then what comes.
+
+        A generator that blocks until there is one. It ends behind the last record of a run that has ended, and when
+        the runtime is closed, by any thread; with `follow=False` at the end of what is stored. To go on later, give
+        the `offset` of the last entry as `after`. Commits of this runtime come at once, those of other processes after
+        at most `poll_seconds`. Raises `UnknownRun`.
+        """
+        following = self.aio._following
+        return blocking_entries(Follower(following, run_id, after=after, follow=follow, poll_seconds=poll_seconds))
+
+    find_runs = twin(AsyncRuntime.find_runs)
+    find_waits = twin(AsyncRuntime.find_waits)
 
     def get_node_traces(self, run_id: str) -> dict[str, Any]:
         """The run's effects per node, `{node_id: {"node_id", "steps", "updated_at"}}`; `{}` for an unknown run."""

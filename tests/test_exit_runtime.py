@@ -88,6 +88,23 @@ rt = Runtime(**stores())
 rt.start(workflow=WF, run_id="one", vars={"effect": "quick"})
 atexit.register(rt.tick, workflow=WF, run_id="one")
 """,
+    "ledgers that are followed, by a thread and by nobody any more": """
+rt = Runtime(**stores())
+rt.run(WF, run_id="one", vars={"effect": "ask_user"})
+followed, dropped = rt.follow_ledger("one"), rt.follow_ledger("one")
+next(dropped)
+assert next(followed).offset == 1
+threading.Thread(target=list, args=(followed,), daemon=True).start()
+""",
+    "asyncio, a ledger that nobody follows any more": """
+async def main():
+    rt = AsyncRuntime(**stores())
+    await rt.run(WF, run_id="one", vars={"effect": "ask_user"})
+    async for entry in rt.follow_ledger("one"):
+        return entry.offset
+
+assert asyncio.run(main()) == 1
+""",
     "asyncio, a run that ended": """
 async def main():
     return await AsyncRuntime(**stores()).run(WF, vars={"effect": "quick"})

@@ -48,7 +48,7 @@ FLOORS = (
     ("effects", "storage"),
     ("attempts", "landings", "node_errors", "plans", "starting"),
     ("parallel",),
-    ("performer",),
+    ("performer", "following"),
     ("engine",),
     ("runtime",),
     ("sync",),

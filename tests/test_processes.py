@@ -252,3 +252,14 @@ def test_a_pause_from_another_process_lets_the_effect_land_and_nothing_runs_twic
     assert (state.status, state.output) == (RunStatus.COMPLETED, {"by": "the owner"})
     check_ledger(state, here.rt.get_ledger(RUN))
     assert [p.pid for p in performances(here.world)] == [owner.process.pid]
+
+
+def test_a_ledger_that_another_process_writes_is_followed_to_its_end(start: Start, here: Here, seed: int) -> None:
+    worker = start("drive", seed, 3)
+    assert worker.hear() == "ready"
+    worker.tell()
+    found = list(here.rt.follow_ledger("run-1", poll_seconds=0.02))
+    assert here.rt.get_state("run-1").status is RunStatus.COMPLETED
+    assert [entry.record for entry in found] == here.rt.get_ledger("run-1")
+    assert [entry.offset for entry in found] == list(range(1, len(found) + 1))
+    worker.end()

@@ -1,11 +1,12 @@
 """The file: how it is made, found, refused, shared between processes, and read years later.
 
-`python -m tests.test_sqlite_database` writes the golden file of this schema version; it is made once and kept.
+`python -m tests.test_sqlite_database` writes the golden file of a new schema version; it is made once and kept.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -32,8 +33,8 @@ from .scale import scaled
 from .worlds import one, statuses
 
 ROOT = Path(__file__).parent.parent
-FOLDER = Path(__file__).parent / "golden"
-GOLDEN = sorted(FOLDER.glob("sqlite_schema_*.sqlite3"))
+GOLDEN = Path(__file__).parent / "golden"
+VERSIONS = sorted(GOLDEN.glob("sqlite_schema_*.sqlite3"))
 AT = "2026-01-31T09:00:00.000000+00:00"
 
 
@@ -80,8 +81,19 @@ def write_golden(path: Path) -> None:
         rt.tick(workflow=one("answer_user", {"message": "hello"}), run_id="golden-3")
 
 
-@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden.stem)
-def test_a_file_of_every_version_opens_and_reads(golden, tmp_path):
+each_version = pytest.mark.parametrize("golden", VERSIONS, ids=lambda path: path.stem)
+
+
+def test_there_is_a_golden_file_of_every_version():
+    assert {path.name for path in VERSIONS} == {f"sqlite_schema_{n}.sqlite3" for n in range(1, schema.LATEST + 1)}
+    for number, path in enumerate(VERSIONS, 1):
+        connection = sqlite3.connect(path)
+        assert connection.execute("PRAGMA user_version").fetchone() == (number,)
+        connection.close()
+
+
+@each_version
+def test_a_file_of_any_version_opens_and_reads(tmp_path, golden):
     path = Path(shutil.copy(golden, tmp_path))
     with SqliteDatabase(path) as database:
         runs, ledgers = SqliteRunStore(database), SqliteLedgerStore(database)
@@ -93,6 +105,8 @@ def test_a_file_of_every_version_opens_and_reads(golden, tmp_path):
         assert [record["step_id"] for record in ledgers.list("golden-1")] == ["golden-1:1.1"]
         assert [run.run_id for run in runs.list_due_wait_until(now_iso=AT)] == ["golden-1"]
         assert [run.output for run in runs.list_children(parent_run_id="golden-1")] == [{"a": 1}]
+        assert [row["run_id"] for row in runs.find_runs(workflow_id="w").items] == ["golden-2", "golden-1"]
+        assert [row["prompt"] for row in runs.find_waits(reason=WaitReason.USER, actor_id="actor").items] == ["Go on?"]
         if golden.stem != "sqlite_schema_1":  # from the second on, one record may stand for two
             assert statuses(ledgers.list("golden-3")) == ["started", "completed", "completed", "completed"]
         runs.save(found)
@@ -105,8 +119,8 @@ def schema_of(path: Path) -> list[tuple[str, ...]]:
     return found
 
 
-@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden.stem)
-def test_an_old_file_gets_the_schema_of_a_new_one(golden, tmp_path):
+@each_version
+def test_an_old_file_gets_the_schema_of_a_new_one(tmp_path, golden):
     old, new = Path(shutil.copy(golden, tmp_path)), tmp_path / "new.sqlite3"
     for path in (old, new):
         with SqliteDatabase(path) as database:
@@ -140,10 +154,7 @@ def test_every_query_can_be_prepared_and_says_why_it_is_there(tmp_path):
     with SqliteDatabase(tmp_path / "x.sqlite3") as database:
         connection = database.connection()
         for query in statements.QUERIES.values():
-            named = {
-                name: None
-                for name in ("run", "after", "limit", "status", "workflow_id", "wait_reason", "root_only", "parent")
-            }
+            named = dict.fromkeys(re.findall(r":(\w+)", query))
             unnamed = [None] * (1 if "?1" in query else query.count("?"))
             connection.execute(f"EXPLAIN {query}", named if ":" in query else unnamed)
         connection.close()
@@ -166,10 +177,7 @@ def test_no_query_scans_a_table(tmp_path, query, index):
     text = statements.QUERIES[query]
     with SqliteDatabase(tmp_path / "x.sqlite3") as database:
         connection = database.connection()
-        named = {
-            name: None
-            for name in ("run", "after", "limit", "status", "workflow_id", "wait_reason", "root_only", "parent")
-        }
+        named = dict.fromkeys(re.findall(r":(\w+)", text))
         rows = connection.execute(f"EXPLAIN QUERY PLAN {text}", named if ":" in text else [None] * text.count("?"))
         plan = " ".join(row["detail"] for row in rows)
         connection.close()
@@ -357,6 +365,4 @@ def test_opening_waits_for_another_process_too(tmp_path):
 
 
 if __name__ == "__main__":
-    newest = FOLDER / f"sqlite_schema_{schema.LATEST}.sqlite3"
-    newest.unlink(missing_ok=True)
-    write_golden(newest)
+    write_golden(GOLDEN / f"sqlite_schema_{schema.LATEST}.sqlite3")

@@ -23,6 +23,7 @@ from abstractruntime.storage.base import (
     QueryableRunStore,
     RunStore,
 )
+from abstractruntime.storage.metrics import metrics_of
 from abstractruntime.storage.sqlite import (
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
@@ -30,7 +31,6 @@ from abstractruntime.storage.sqlite import (
     SqliteLedgerStore,
     SqliteRunStore,
 )
-from abstractruntime.storage.sqlite.metrics import metrics_of
 
 AT = "2026-01-31T09:00:00.000000+00:00"
 

@@ -36,6 +36,8 @@ ASYNC_NAMES = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexi
 SYNC_ONLY = {"aio", "_run_store", "_ctx"}
 #: a blocking tick may wait longer for the next attempt than one on a shared loop
 OTHER_DEFAULTS = {(Runtime, "__init__", "max_inline_backoff")}
+#: what is iterated over is a generator of its world
+OTHER_RETURNS = {"AsyncGenerator[LedgerEntry, None]": "Generator[LedgerEntry, None, None]"}
 #: constructors of stores differ where the one is built around the other
 OWN_CONSTRUCTORS = {InMemoryRunStore, InMemoryLedgerStore}
 
@@ -77,7 +79,7 @@ def test_each_method_takes_the_same_parameters_and_gives_the_same(sync, aio):
         assert shape(ours) == shape(other), name
         if name != "__enter__":  # each gives itself
             found, expected = (inspect.signature(method).return_annotation for method in (ours, other))
-            assert str(found) == str(expected), name
+            assert str(found) == OTHER_RETURNS.get(str(expected), str(expected)), name
 
 
 @each_pair

@@ -13,6 +13,7 @@
     ├── RunQuarantined (ValueError)         retry_run() on a run that failed again and again
     ├── ReentrantTick (RuntimeError)        a run was driven from inside itself
     ├── InvalidId (ValueError)              an id that could not be a safe name
+    ├── InvalidCursor (ValueError)          a cursor that this query of this store did not give
     ├── InvalidWorkflow (ValueError)        a graph that cannot run
     │   ├── WorkflowMismatch                the run belongs to another workflow
     │   └── WorkflowChanged                 the graph changed under the run
@@ -103,6 +104,17 @@ class ReentrantTick(AbstractRuntimeError, RuntimeError):
 
 class InvalidId(AbstractRuntimeError, ValueError):
     """An id that could not be a safe name."""
+
+
+class InvalidCursor(AbstractRuntimeError, ValueError):
+    """A cursor that this query of this store did not give."""
+
+    def __init__(self, cursor: object, expected: str) -> None:
+        super().__init__(
+            f"cursor {cursor!r:.80} is none of {expected}. Pass on the `cursor` of the page before, from the same "
+            "query on the same store, or None to begin at the first page."
+        )
+        self.cursor = cursor
 
 
 class InvalidWorkflow(AbstractRuntimeError, ValueError):

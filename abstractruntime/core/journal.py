@@ -134,6 +134,8 @@ class Journal:
         self._clock = clock
         self._observers: dict[int, tuple[LedgerCallback, str | None]] = {}
         self._numbers = itertools.count()
+        #: per run, who is told the state of each commit once it is durable; they are quick, and raise nothing
+        self.watchers: dict[str, set[Callable[[RunState], None]]] = {}
 
     async def load(self, run_id: str) -> Loaded:
         """The latest durable state, with what of several effects has landed since; `UnknownRun` if there is none."""
@@ -159,6 +161,9 @@ class Journal:
             await self.backend.commit(write)
         except StoreUnclear as error:
             await self._make_sure(write, error)
+        if self.watchers:
+            for watcher in tuple(self.watchers.get(commit.run.run_id, ())):
+                watcher(commit.run)
         if self._observers and commit.records:
             await self._publish(commit.records)
         return commit.run

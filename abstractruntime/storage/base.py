@@ -7,8 +7,10 @@ needs below a pair of ours, one atomic commit of a whole step, is `core.backend.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol, runtime_checkable
+
+from msgspec import Struct
 
 from ..core.backend import Backend, Loaded, Write
 from ..core.clock import iso, parse_instant
@@ -20,6 +22,7 @@ __all__ = [
     "DeletableRunStore",
     "LedgerStore",
     "Loaded",
+    "Page",
     "QueryableRunStore",
     "RunStore",
     "Write",
@@ -93,22 +96,41 @@ class DeletableLedgerStore(Protocol):
         """Forget the run's records; how many there were."""
 
 
+class Page(Struct, frozen=True, kw_only=True):
+    """Some of what a query finds. `cursor` asks the same query for what follows; None means that this is the end."""
+
+    items: list[dict[str, Any]]
+    cursor: str | None = None
+
+
 RunFilter = Callable[[RunState], bool]
 
 
 def run_filter(
-    *, status: RunStatus | None = None, wait_reason: WaitReason | None = None, workflow_id: str | None = None
+    *,
+    status: RunStatus | Collection[RunStatus] | None = None,
+    wait_reason: WaitReason | None = None,
+    workflow_id: str | None = None,
+    session_id: str | None = None,
+    actor_id: str | None = None,
+    parent_run_id: str | None = None,
+    root_only: bool = False,
 ) -> RunFilter:
-    """What the filters of `list_runs` mean; SQL backends are held to it.
+    """What the filters of `list_runs`, `list_run_index` and `find_runs` mean; SQL backends are held to it.
 
-    `wait_reason` matches only runs that wait for that reason now.
+    `status` is one, or several of which one must hold. `wait_reason` matches only runs that wait for that reason now.
     """
+    statuses = (status,) if isinstance(status, str) else status
 
     def matches(run: RunState) -> bool:
         return (
-            (status is None or run.status == status)
-            and (workflow_id is None or run.workflow_id == workflow_id)
+            (statuses is None or run.status in statuses)
             and (wait_reason is None or _waits_for(run) == wait_reason)
+            and (workflow_id is None or run.workflow_id == workflow_id)
+            and (session_id is None or run.session_id == session_id)
+            and (actor_id is None or run.actor_id == actor_id)
+            and (parent_run_id is None or run.parent_run_id == parent_run_id)
+            and not (root_only and run.parent_run_id)
         )
 
     return matches

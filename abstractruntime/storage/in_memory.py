@@ -7,50 +7,48 @@ the async ones stand around them.
 
 from __future__ import annotations
 
+import itertools
 import threading
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 from msgspec.structs import replace
 
+from ..core.backend import Backend, Loaded, Write
 from ..core.codec import decode_records, decode_run, encode_records, record_dict
-from ..core.errors import InvalidId, RevisionConflict
-from ..core.ids import new_id
+from ..core.errors import RevisionConflict
+from ..core.ids import check_id, new_id
 from ..core.journal import prepare_save
 from ..core.models import TERMINAL, Request, RunState, RunStatus, StepRecord, WaitReason
 from ..core.secrets import admit
-from .base import (
-    Backend,
-    LedgerStore,
-    Loaded,
-    RunStore,
-    Write,
-    checked_limit,
-    due_first,
-    index_row,
-    is_own,
-    newest_first,
-    run_filter,
-)
+from .base import LedgerStore, Page, RunStore, checked_limit, due_first, index_row, is_own, newest_first, run_filter
+from .finder import AsyncFinder, Finder
+from .listing import Query, find_among
+from .metrics import metrics_of
+
+Records = list[dict[str, Any]]
+Stored = list[StepRecord]
 
 
 class _Row:
-    """One stored run: its bytes, the revision they hold and what was asked of it."""
+    """One stored run: its number, its bytes, the revision they hold and what was asked of it."""
 
-    __slots__ = ("commit_id", "data", "ended", "requests", "revision")
+    __slots__ = ("commit_id", "data", "ended", "number", "requests", "revision")
 
-    def __init__(self, data: bytes, run: RunState) -> None:
-        self.data, self.revision, self.commit_id = data, run.revision, run.commit_id
+    def __init__(self, number: int, data: bytes, run: RunState) -> None:
+        self.number, self.data, self.revision, self.commit_id = number, data, run.revision, run.commit_id
         self.ended = run.status in TERMINAL
         self.requests: tuple[Request, ...] = ()
 
 
-class InMemoryRunStore(RunStore):
+class InMemoryRunStore(Finder, RunStore):
     """Checkpoints in memory. Thread-safe; `.aio` is the same store for async callers."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, _Row] = {}  # in the order of their numbers
+        self._numbers = itertools.count(1)
         self._lock = threading.RLock()
 
     @property
@@ -120,15 +118,11 @@ class InMemoryRunStore(RunStore):
         limit: int = 100,
     ) -> list[dict[str, Any]]:
         """Narrow rows of matching runs, newest `updated_at` first."""
-        matches = run_filter(status=status, workflow_id=workflow_id)
-        found = (
-            run
-            for run in self._all()
-            if matches(run)
-            and (session_id is None or run.session_id == session_id)
-            and not (root_only and run.parent_run_id)
-        )
-        return [index_row(run) for run in newest_first(found)[: checked_limit(limit)]]
+        matches = run_filter(status=status, workflow_id=workflow_id, session_id=session_id, root_only=root_only)
+        return [index_row(run) for run in newest_first(filter(matches, self._all()))[: checked_limit(limit)]]
+
+    def _find(self, query: Query) -> Page:
+        return find_among(reversed(self._snapshot()), query, "memory")
 
     def join(self, ledger_store: object) -> Backend | None:
         """The backend of this store and a ledger in memory; None for any other ledger."""
@@ -139,9 +133,11 @@ class InMemoryRunStore(RunStore):
         return None
 
     def _all(self) -> list[RunState]:
+        return [decode_run(data, run_id) for _, run_id, data in self._snapshot()]
+
+    def _snapshot(self) -> list[tuple[int, str, bytes]]:
         with self._lock:
-            rows = [(run_id, row.data) for run_id, row in self._rows.items()]
-        return [decode_run(data, run_id) for run_id, data in rows]
+            return [(row.number, run_id, row.data) for run_id, row in self._rows.items()]
 
     def _loaded(self, run_id: str) -> Loaded | None:
         row = self._rows.get(run_id)
@@ -161,7 +157,7 @@ class InMemoryRunStore(RunStore):
             raise RevisionConflict(run_id, write.expected, None if row is None else row.revision)
         elif len(row.requests) != write.answered:
             raise RevisionConflict(run_id, write.expected, row.revision, "a request stands that is not answered")
-        self._rows[run_id] = _Row(write.data, write.run)
+        self._rows[run_id] = _Row(row.number if row else next(self._numbers), write.data, write.run)
 
     def _ask(self, request: Request) -> None:
         row = self._rows.get(request.run_id)
@@ -174,6 +170,7 @@ class InMemoryLedgerStore(LedgerStore):
 
     def __init__(self) -> None:
         self._ledgers: dict[str, list[bytes]] = defaultdict(list)
+        self._starts: dict[str, list[int]] = defaultdict(list)  # the number of the first record of each of these
         self._counts: dict[str, int] = defaultdict(int)
         self._by_key: dict[tuple[str, str], list[bytes]] = defaultdict(list)
         self._lock = threading.RLock()
@@ -185,8 +182,7 @@ class InMemoryLedgerStore(LedgerStore):
 
     def append(self, record: StepRecord) -> None:
         """Add a record at the end of its run's ledger."""
-        if not record.run_id:
-            raise InvalidId("A record needs the id of its run; found an empty run_id.")
+        check_id(record.run_id, "run_id of a record")
         clean = replace(record, effect=admit(record.effect, "effect"), result=admit(record.result, "result"))
         self._put(record.run_id, encode_records([clean]), 1, None)
 
@@ -194,14 +190,29 @@ class InMemoryLedgerStore(LedgerStore):
         """The run's records as dicts, oldest first."""
         return [record_dict(record) for record in self._records(run_id)]
 
+    def list_after(self, *, run_id: str, after: int, limit: int = 1000) -> tuple[Records, int]:
+        """At most `limit` records numbered above `after`, and the number of the last of them: the next `after`."""
+        after = max(0, after)
+        found = self._records(run_id, after, max(1, limit))
+        return [record_dict(record) for record in found], after + len(found)
+
     def count(self, run_id: str) -> int:
         """How many records the run has."""
         return self._counts.get(run_id, 0)
+
+    def count_many(self, run_ids: Iterable[str]) -> dict[str, int]:
+        """How many records each of these runs has."""
+        return {run_id: self.count(run_id) for run_id in run_ids}
+
+    def metrics_many(self, run_ids: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Per run `steps`, `llm_calls`, `tool_calls` and `tokens_total` of its completed records."""
+        return {run_id: metrics_of(self._records(run_id)) for run_id in run_ids}
 
     def delete(self, run_id: str) -> int:
         """Forget the run's records; how many there were."""
         with self._lock:
             self._ledgers.pop(run_id, None)
+            self._starts.pop(run_id, None)
             for entry in [entry for entry in self._by_key if entry[0] == run_id]:
                 del self._by_key[entry]
             return self._counts.pop(run_id, 0)
@@ -209,17 +220,23 @@ class InMemoryLedgerStore(LedgerStore):
     def _put(self, run_id: str, data: bytes, count: int, lookup_key: str | None) -> None:
         with self._lock:
             self._ledgers[run_id].append(data)
+            self._starts[run_id].append(self.count(run_id) + 1)
             self._counts[run_id] += count
             if lookup_key is not None:
                 self._by_key[run_id, lookup_key].append(data)
 
-    def _records(self, run_id: str) -> Any:
+    def _records(self, run_id: str, after: int = 0, limit: int | None = None) -> Stored:
+        """Records numbered above `after`; only what holds them is decoded."""
         with self._lock:
-            rows = tuple(self._ledgers.get(run_id, ()))
-        return [record for row in rows for record in decode_records(row, run_id)]
+            starts = self._starts.get(run_id, [])
+            first = max(0, bisect_right(starts, after + 1) - 1)
+            rows = self._ledgers.get(run_id, [])[first : None if limit is None else first + limit + 1]
+            skipped = after + 1 - starts[first] if starts else 0
+        found = [record for row in rows for record in decode_records(row, run_id)]
+        return found[skipped : None if limit is None else skipped + limit]
 
 
-class AsyncInMemoryRunStore:
+class AsyncInMemoryRunStore(AsyncFinder):
     """`InMemoryRunStore` for async callers; `.sync` is the store itself."""
 
     def __init__(self, sync: InMemoryRunStore | None = None) -> None:
@@ -274,6 +291,9 @@ class AsyncInMemoryRunStore:
             status=status, workflow_id=workflow_id, session_id=session_id, root_only=root_only, limit=limit
         )
 
+    async def _find(self, query: Query) -> Page:
+        return self.sync._find(query)
+
     def join(self, ledger_store: object) -> Backend | None:
         """See `InMemoryRunStore.join`."""
         return self.sync.join(ledger_store) if type(self) is AsyncInMemoryRunStore else None
@@ -292,6 +312,18 @@ class AsyncInMemoryLedgerStore:
     async def count(self, run_id: str) -> int:
         """See `InMemoryLedgerStore.count`."""
         return self.sync.count(run_id)
+
+    async def count_many(self, run_ids: Iterable[str]) -> dict[str, int]:
+        """See `InMemoryLedgerStore.count_many`."""
+        return self.sync.count_many(run_ids)
+
+    async def metrics_many(self, run_ids: Iterable[str]) -> dict[str, dict[str, int]]:
+        """See `InMemoryLedgerStore.metrics_many`."""
+        return self.sync.metrics_many(run_ids)
+
+    async def list_after(self, *, run_id: str, after: int, limit: int = 1000) -> tuple[Records, int]:
+        """See `InMemoryLedgerStore.list_after`."""
+        return self.sync.list_after(run_id=run_id, after=after, limit=limit)
 
     async def delete(self, run_id: str) -> int:
         """See `InMemoryLedgerStore.delete`."""
@@ -339,8 +371,7 @@ class MemoryBackend:
         return [record for row in rows for record in decode_records(row, run_id)]
 
     async def records(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
-        found: list[StepRecord] = self._ledgers._records(run_id)
-        return found[after : None if limit is None else after + limit]
+        return self._ledgers._records(run_id, after, limit)
 
     async def renew(self, owner: str, until: int) -> None:
         """Nothing to write: the owner lives in this process, which knows it."""

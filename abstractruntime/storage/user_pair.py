@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -49,7 +50,7 @@ class UserPair:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def load(self, run_id: str) -> Loaded | None:
-        run = await _call(self._runs.load, run_id)
+        run = await call(self._runs.load, run_id)
         if run is None:
             return None
         if not isinstance(run, RunState):
@@ -68,9 +69,9 @@ class UserPair:
                 raise RevisionConflict(run_id, write.expected or 0, revision)
             if write.count:
                 for record in decode_records(write.records, run_id):
-                    await _call(self._ledgers.append, record)
+                    await call(self._ledgers.append, record)
             if not write.landing:
-                await _call(self._runs.save, _packed(decode_run(write.data, run_id), revision or 0))
+                await call(self._runs.save, _packed(decode_run(write.data, run_id), revision or 0))
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         loaded = await self.load(run_id)
@@ -83,7 +84,7 @@ class UserPair:
         return [record for record in await self.records(run_id) if record.idempotency_key == key]
 
     async def records(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
-        rows = await _call(self._ledgers.list, run_id)
+        rows = await call(self._ledgers.list, run_id)
         try:
             found = [msgspec.convert(row, StepRecord, strict=False) for row in rows]
         except msgspec.ValidationError as error:
@@ -109,10 +110,11 @@ class UserPair:
         return found
 
 
-async def _call(method: Callable[..., Any], *args: Any) -> Any:
+async def call(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a method of a user's store, be it sync or async; a sync one runs in a worker thread."""
     if inspect.iscoroutinefunction(method):
-        return await method(*args)
-    result = await _THREADS.run(method, *args)
+        return await method(*args, **options)
+    result = await _THREADS.run(partial(method, *args, **options))
     return await result if inspect.isawaitable(result) else result
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...core.codec import decode_records, decode_run, encode
 from ...core.errors import StoreCorrupt
 from ...core.models import Request, RunState, RunStatus, StepRecord, WaitReason
 from ..base import newest_first, run_filter
+from .narrow import narrow_run
 from .statements import QUERIES, first
 from .writes import requests_of
 
@@ -105,12 +106,16 @@ def newest_runs(
     workflow_id: str | None = None,
     session_id: str | None = None,
     root_only: bool = False,
+    narrow: bool = False,
 ) -> list[RunState]:
-    """Matching runs, newest first: see `base.run_filter` and `base.newest_first` for what that means."""
+    """Matching runs, newest first: see `base.run_filter` and `base.newest_first` for what that means.
+
+    `narrow` reads only what `narrow_run` does.
+    """
+    decoded: Callable[[sqlite3.Cursor], list[RunState]] = _narrow if narrow else _decoded
     if session_id is not None:
-        matches = run_filter(status=status, wait_reason=wait_reason, workflow_id=workflow_id)
-        runs = _decoded(connection.execute(_RUNS_OF_SESSION, (session_id,)))
-        return newest_first(run for run in runs if matches(run) and not (root_only and run.parent_run_id))[:limit]
+        matches = run_filter(status=status, wait_reason=wait_reason, workflow_id=workflow_id, root_only=root_only)
+        return newest_first(filter(matches, decoded(connection.execute(_RUNS_OF_SESSION, (session_id,)))))[:limit]
     filters: dict[str, Any] = {
         "workflow_id": workflow_id,
         "wait_reason": None if wait_reason is None else str(wait_reason),
@@ -120,9 +125,9 @@ def newest_runs(
     found: list[RunState] = []
     for one in RunStatus if status is None else (RunStatus(status),):
         if one is not RunStatus.RUNNING:
-            found += _decoded(connection.execute(_RUNS_AT_REST, {**filters, "status": str(one)}))
+            found += decoded(connection.execute(_RUNS_AT_REST, {**filters, "status": str(one)}))
         elif wait_reason is None:
-            found += _decoded(connection.execute(_RUNS_RUNNING, filters))
+            found += decoded(connection.execute(_RUNS_RUNNING, filters))
     return newest_first(found)[:limit]
 
 
@@ -139,3 +144,7 @@ def children(connection: sqlite3.Connection, parent_run_id: str, status: RunStat
 
 def _decoded(rows: sqlite3.Cursor) -> list[RunState]:
     return [run_of(run_id, count, data) for run_id, count, data in rows.fetchall()]
+
+
+def _narrow(rows: sqlite3.Cursor) -> list[RunState]:
+    return [narrow_run(data, run_id) for run_id, _, data in rows]

@@ -20,15 +20,18 @@ from ...core.journal import prepare_save
 from ...core.models import RunState, RunStatus, StepRecord, WaitReason
 from ...core.portal import drive, twin
 from ...core.secrets import admit
-from ..base import Backend, LedgerStore, RunStore, checked_limit, index_row, is_own
+from ..base import Backend, LedgerStore, Page, RunStore, checked_limit, index_row, is_own
+from ..finder import AsyncFinder
+from ..listing import Query
+from ..metrics import metrics_of
 from . import reads, writes
 from .database import SqliteDatabase
-from .metrics import metrics_of
+from .finding import find
 
 Records = list[dict[str, Any]]
 
 
-class AsyncSqliteRunStore(RunStore):
+class AsyncSqliteRunStore(AsyncFinder, RunStore):
     """Checkpoints in a SQLite database. Usable from any number of event loops at once."""
 
     def __init__(self, db: SqliteDatabase) -> None:
@@ -121,9 +124,13 @@ class AsyncSqliteRunStore(RunStore):
                 session_id=session_id,
                 root_only=root_only,
                 limit=checked_limit(limit),
+                narrow=True,
             )
         )
         return [index_row(run) for run in runs]
+
+    async def _find(self, query: Query) -> Page:
+        return await self.db.backend.read(partial(find, query=query))
 
     def join(self, ledger_store: object) -> Backend | None:
         """The backend of this store and a ledger store on the same `SqliteDatabase`; None for any other ledger."""
@@ -201,6 +208,8 @@ class SqliteRunStore(RunStore):
     list_due_wait_until = twin(AsyncSqliteRunStore.list_due_wait_until)
     list_children = twin(AsyncSqliteRunStore.list_children)
     list_run_index = twin(AsyncSqliteRunStore.list_run_index)
+    find_runs = twin(AsyncSqliteRunStore.find_runs)
+    find_waits = twin(AsyncSqliteRunStore.find_waits)
 
     def join(self, ledger_store: object) -> Backend | None:
         """See `AsyncSqliteRunStore.join`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ...core.models import EffectType, StepRecord, StepStatus
+from ..core.models import EffectType, StepRecord, StepStatus
 
 
 def metrics_of(records: Iterable[StepRecord]) -> dict[str, int]:
