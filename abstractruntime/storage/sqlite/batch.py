@@ -11,9 +11,8 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...core.errors import StoreError, StoreUnclear
 from ..base import Write
-from .failures import translated
+from .failures import commit_failed, given_up, translated
 from .statements import QUERIES, first, write_rows
 from .writes import identity_row, next_run_id, rest_at, stand, store, wait_row
 
@@ -92,10 +91,9 @@ class Writer:
             self._ids.clear()
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            log.error("%s: the outcome of a commit of %d writes is unclear: %s", self._path, len(operations), error)
-            text = f"{self._path}: the commit may or may not have landed ({error}). Look for it before writing again."
+            log.error("%s: a commit of %d writes failed: %s", self._path, len(operations), error)
             return [
-                outcome if isinstance(outcome, Failed) else Failed(_caused(StoreUnclear(text), error))
+                outcome if isinstance(outcome, Failed) else Failed(commit_failed(error, self._path))
                 for outcome in outcomes
             ]
         self._remember()
@@ -127,8 +125,7 @@ class Writer:
         for operation in operations:
             outcomes.append(self._in_savepoint(connection, operation))
             if not connection.in_transaction:
-                text = f"{self._path}: SQLite gave up the transaction; nothing was written ({outcomes[-1].error})."
-                return [Failed(StoreError(text)) for _ in operations]
+                return [Failed(given_up(outcomes[-1].error, self._path)) for _ in operations]
         return outcomes
 
     def _in_savepoint(self, connection: sqlite3.Connection, operation: Operation) -> Any:
@@ -231,8 +228,3 @@ def attempt(connection: sqlite3.Connection, operation: Operation, path: str) -> 
         return store(connection, operation) if isinstance(operation, Write) else operation(connection)
     except Exception as error:  # a boundary between threads: it is raised again where the operation is awaited
         return Failed(translated(error, path))
-
-
-def _caused(error: StoreError, cause: BaseException) -> StoreError:
-    error.__cause__ = cause
-    return error
