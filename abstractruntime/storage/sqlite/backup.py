@@ -83,7 +83,7 @@ def _copy(source: sqlite3.Connection, path: str, draft: Path, stop: Event) -> No
             copy.execute("PRAGMA synchronous = OFF")
             source.backup(copy, pages=_PAGES, progress=go_on)
     except sqlite3.Error as error:
-        raise translated(error, str(draft)) from error
+        raise _of_copying(error, path, draft) from error
     finally:
         source.rollback()
 
@@ -98,9 +98,15 @@ def _finish(draft: Path, path: str, stop: Event) -> None:
             copy.execute(_DELETE_LEASES)
             check(copy, str(draft), full=False)
     except sqlite3.Error as error:
-        raise translated(error, str(draft)) from error
+        raise _of_copying(error, path, draft) from error
     except StoreCorrupt as error:
         raise StoreCorrupt(f"{path}: its copy failed the check, so the database itself is damaged. {error}") from error
+
+
+def _of_copying(error: sqlite3.Error, path: str, draft: Path) -> BaseException:
+    """What an error means: it is the draft's, but what was just written is not damaged by itself."""
+    damaged = isinstance(translated(error, path), StoreCorrupt)
+    return translated(error, path if damaged else str(draft))
 
 
 def _publish(draft: Path, target: Path, *, overwrite: bool) -> None:
