@@ -29,6 +29,11 @@ SAYS = {
         r"calls: \{'fetch': 200, 'send': 200\}, most in flight together: 200",
         r"ledger: 1200 records, 6 per run",
     ],
+    "backup.py": [
+        r"copied: runs\.db, while 10 effects are in flight",
+        r"the database: 10 runs completed, attempt 1",
+        r"the copy: 10 runs completed, attempt 2",
+    ],
     "approval_by_hand.py": [
         r"Pay 100 EUR\? \['approve', 'reject'\]",
         r"refused: 'maybe' is not one of the choices .*",

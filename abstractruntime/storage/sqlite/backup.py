@@ -45,22 +45,24 @@ def back_up(source: sqlite3.Connection, path: str, target: Path, *, overwrite: b
     draft = target.with_name(f".{target.name}.{new_id()[:12]}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        mode = stat.S_IMODE(os.stat(path).st_mode)
-        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-        try:
-            _copy(source, path, draft, stop)
-            _finish(draft, path, stop)
-            _flush(draft)
-            _publish(draft, target, overwrite=overwrite)
-            _flush(target.parent)
-        finally:
-            for name in ("", *_BESIDE):
-                with suppress(FileNotFoundError):
-                    os.unlink(f"{draft}{name}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IMODE(os.stat(path).st_mode))
+    except OSError as error:
+        raise translated_os(error, target) from error
+    os.close(descriptor)
+    try:
+        _copy(source, path, draft, stop)
+        _finish(draft, path, stop)
+        _flush(draft)
+        _publish(draft, target, overwrite=overwrite)
+        _flush(target.parent)
     except FileExistsError:
         raise
     except OSError as error:
         raise translated_os(error, target) from error
+    finally:
+        for name in ("", *_BESIDE):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{draft}{name}")
 
 
 def _copy(source: sqlite3.Connection, path: str, draft: Path, stop: Event) -> None:
