@@ -53,16 +53,17 @@ async def act(call: EffectCall) -> EffectOutcome:
 class Desk:
     """A database with its stores and a runtime, blocking or async behind blocking calls; one run `r` was started."""
 
-    def __init__(self, path: Path, facade: str = "sync", **options: Any) -> None:
+    def __init__(self, path: Path, facade: str = "sync", handler: Any = act, **options: Any) -> None:
+        handlers = {"act": handler}
         self.database = SqliteDatabase(path, **options)
         self.runs: Any = SqliteRunStore(self.database)
         self.ledgers: Any = SqliteLedgerStore(self.database)
-        self.rt: Any = Runtime(run_store=self.runs, ledger_store=self.ledgers, effect_handlers={"act": act})
+        self.rt: Any = Runtime(run_store=self.runs, ledger_store=self.ledgers, effect_handlers=handlers)
         if facade == "async":
             self.runs = Blocking(AsyncSqliteRunStore(self.database))
             self.ledgers = Blocking(AsyncSqliteLedgerStore(self.database))
             self.rt = Blocking(
-                AsyncRuntime(run_store=self.runs.aio, ledger_store=self.ledgers.aio, effect_handlers={"act": act})
+                AsyncRuntime(run_store=self.runs.aio, ledger_store=self.ledgers.aio, effect_handlers=handlers)
             )
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sqlite3
@@ -16,7 +17,6 @@ from typing import Any
 import pytest
 
 from abstractruntime import (
-    AsyncRuntime,
     Effect,
     EffectCall,
     EffectOutcome,
@@ -35,7 +35,7 @@ from abstractruntime import (
 from abstractruntime.core import portal
 
 from . import desks
-from .desks import Blocking, Desk
+from .desks import Desk
 from .outside import performances
 
 ROOT = Path(__file__).parent.parent
@@ -103,16 +103,15 @@ def test_a_full_disk_fails_no_run_of_a_fleet_and_with_room_all_come_to_their_end
     assert len(performed) == 150
 
 
-@pytest.mark.xfail(reason=SETTLES_ONCE)
+@pytest.mark.xfail(reason=SETTLES_ONCE, raises=AssertionError)
 def test_a_full_disk_makes_no_effect_of_a_fleet_happen_twice(fleet):
     _, performed = fleet
     assert set(performed.values()) == {1}
 
 
-@pytest.mark.xfail(reason=SETTLES_ONCE)
+@pytest.mark.xfail(reason=SETTLES_ONCE, raises=AssertionError)
 @pytest.mark.parametrize("trouble", ["full", "busy"])
 def test_an_outcome_that_could_not_be_settled_is_settled_by_the_next_tick(path, facade, trouble):
-    desk = Desk(path, facade, busy_timeout=0.05)
     performed: list[str] = []
 
     async def act(call: EffectCall) -> EffectOutcome:
@@ -121,16 +120,11 @@ def test_an_outcome_that_could_not_be_settled_is_settled_by_the_next_tick(path, 
             if trouble == "full":
                 await desk.database.backend.write(lambda c: c.execute("PRAGMA max_page_count = 1").rowcount)
             else:
-                plain.execute("BEGIN IMMEDIATE")
+                await asyncio.to_thread(plain.execute, "BEGIN IMMEDIATE")
         return EffectOutcome.completed({"text": "x" * 20_000})
 
+    desk = Desk(path, facade, act, busy_timeout=0.05)
     plain = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    handlers: dict[str, Any] = {"act": act}
-    rt: Any = Runtime(run_store=desk.runs, ledger_store=desk.ledgers, effect_handlers=handlers)
-    if facade == "async":
-        rt = Blocking(AsyncRuntime(run_store=desk.runs.aio, ledger_store=desk.ledgers.aio, effect_handlers=handlers))
-    desk.rt.close()
-    desk.rt = rt
     desk.start()
     with pytest.raises(StoreFull if trouble == "full" else StoreBusy):
         desk.tick()
@@ -159,7 +153,10 @@ def test_a_locked_file_is_busy_for_every_write_and_fails_no_run(desk, path):
     desk.ends()
 
 
-@pytest.mark.xfail(reason="a StoreError in the runtime's own look at another run is taken for the effect's failure")
+@pytest.mark.xfail(
+    reason="a StoreError in the runtime's own look at another run is taken for the effect's failure",
+    raises=AssertionError,
+)
 def test_a_store_in_trouble_does_not_fail_an_effect_that_looks_at_another_run(path):
     def ask(run: RunState, ctx: Any) -> StepPlan:
         return StepPlan("ask", Effect("vars_query", {"path": "x", "target_run_id": "other"}, "found"), "end")
