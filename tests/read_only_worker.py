@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from abstractruntime import StoreReadOnly
+from abstractruntime.core import portal
 
 from .desks import Desk
 
@@ -46,6 +47,12 @@ def refused_and_allowed_again(folder: Path, facade: str, what: str) -> None:
     desk.start()
     desk.renew()
     desk.ends()
+    if what == "lock":  # whose file then stays, and is in nobody's way
+        owners = path.with_name("runs.db-owners")
+        owners.chmod(0o500)
+        portal.call(desk.database.backend.release, "owner")
+        owners.chmod(0o700)
+        assert not portal.call(desk.database.backend.alive, "owner", 0)
     desk.close()
 
 

@@ -12,11 +12,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
 from abstractruntime import (
+    AsyncSqliteLedgerStore,
+    AsyncSqliteRunStore,
     Effect,
     EffectCall,
     EffectOutcome,
@@ -27,6 +30,8 @@ from abstractruntime import (
     SqliteLedgerStore,
     SqliteRunStore,
     StepPlan,
+    StepRecord,
+    StepStatus,
     StoreBusy,
     StoreCorrupt,
     StoreFull,
@@ -37,6 +42,7 @@ from abstractruntime.core import portal
 from . import desks
 from .desks import Desk
 from .outside import performances
+from .test_sqlite_commit import run, write
 
 ROOT = Path(__file__).parent.parent
 facade, path, desk = desks.facade, desks.path, desks.desk
@@ -174,3 +180,37 @@ def test_a_store_in_trouble_does_not_fail_an_effect_that_looks_at_another_run(pa
         with suppress(StoreCorrupt):
             rt.tick(workflow=workflow, run_id="r")
         assert rt.get_state("r").status is RunStatus.RUNNING
+
+
+async def test_what_shares_a_batch_with_a_write_that_finds_no_room_is_not_acknowledged_and_lost(path):
+    """SQLite gives up the whole transaction then, and with it what the others had written."""
+    async with SqliteDatabase(path) as database:
+        store, backend = AsyncSqliteRunStore(database), database.backend
+        await store.save(RunState("small", "w", RunStatus.RUNNING, "n"))
+        await backend.write(lambda c: c.execute("PRAGMA max_page_count = 1").rowcount)
+        big = StepRecord("small", "s", "n", StepStatus.COMPLETED, None, {"x": "x" * 100_000})
+        holding, held = Event(), Event()
+
+        def hold(connection: sqlite3.Connection) -> None:
+            held.set()
+            holding.wait(30)
+
+        first = asyncio.create_task(backend.write(hold))
+        await asyncio.to_thread(held.wait, 30)
+        step = asyncio.create_task(backend.commit(write(run("small", 2), 1, hot=True)))
+        appending = asyncio.create_task(AsyncSqliteLedgerStore(database).append(big))
+        while database.backend._writer._queue.qsize() < 2:  # noqa: ASYNC110 - both share the next batch
+            await asyncio.sleep(0)
+        holding.set()
+        await first
+        with pytest.raises(StoreFull):
+            await appending
+        try:
+            await step
+        except StoreFull:
+            expected = 1
+        else:
+            expected = 2
+        found = await store.load("small")
+        assert found is not None
+        assert found.revision == expected

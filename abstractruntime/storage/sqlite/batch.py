@@ -116,9 +116,12 @@ class Writer:
             self._write_all(connection, writes)
         if len(writes) == len(operations):
             return [None] * len(operations)
-        return [
-            None if type(operation) is Write else self._in_savepoint(connection, operation) for operation in operations
-        ]
+        outcomes: list[Any] = []
+        for operation in operations:
+            outcomes.append(None if type(operation) is Write else self._in_savepoint(connection, operation))
+            if not connection.in_transaction:  # SQLite gave it up, and with it what was written before
+                raise _NotWhole
+        return outcomes
 
     def _one_by_one(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
         outcomes: list[Any] = []

@@ -87,7 +87,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # what is left of a dead owner is in nobody's way
         path.unlink()
 
 
