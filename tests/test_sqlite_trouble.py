@@ -271,6 +271,18 @@ async def test_a_vanished_file_is_noticed_while_an_effect_is_in_flight_and_the_r
             check_ledger(state, await rt.get_ledger("r"))
 
 
+@pytest.mark.xfail(
+    reason="closing a runtime raises what its store raises when the lease is given up", raises=StoreVanished
+)
+@pytest.mark.usefixtures("attentive")
+def test_a_runtime_whose_file_vanished_can_be_closed(path, facade):
+    desk = Desk(path, facade)
+    desk.start()
+    desk.tick()
+    path.unlink()
+    desk.close()
+
+
 # Paths that cannot be
 
 

@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 from ...core.errors import StoreCorrupt
 
-#: a longer log is left to SQLite: reading this one takes about a second
-_MOST_BYTES = 32 << 20
+#: a longer log is left to SQLite: reading this one takes a slow machine about a second
+_MOST_BYTES = 16 << 20
 
 #: a log that another process writes to may look damaged at one glance, not at all of them
 _GLANCES = 3
