@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -78,25 +78,60 @@ def test_without_room_every_write_says_so_and_with_room_the_same_objects_go_on(d
 WAYS = ["limit", *(["disk"] if os.geteuid() == 0 and sys.platform == "linux" else [])]
 
 
+OPENER = """
+import sys
+from pathlib import Path
+from abstractruntime import StoreFull
+from tests.desks import Desk
+from tests.full_disk_worker import Disk
+way, folder = sys.argv[1], Path(sys.argv[2])
+disk = Disk(way, folder)
+desk = Desk(folder / "old.db")
+desk.start()
+desk.close()
+for name in ("old.db", "new.db", "deep/new.db"):
+    disk.fill()
+    desk = Desk(folder / name)
+    desk.is_refused(StoreFull)
+    disk.make_room()
+    desk.start()
+    desk.ends()
+    desk.close()
+    print(name)
+"""
+
+
+@contextmanager
+def disk_of(way: str, folder: Path) -> Iterator[None]:
+    """A small disk of its own at this folder, if it is to be filled."""
+    if way == "disk":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)], check=True)  # noqa: S607
+    try:
+        yield
+    finally:
+        if way == "disk":
+            subprocess.run(["umount", str(folder)], check=True)  # noqa: S607
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_file_that_is_opened_on_a_full_disk_says_so_on_every_way_in_and_opens_when_there_is_room(tmp_path, way):
+    with disk_of(way, tmp_path):
+        command = [sys.executable, "-c", OPENER, way, str(tmp_path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["old.db", "new.db", "deep/new.db"]), done.stderr
+
+
 @pytest.fixture(scope="module", params=[(way, facade) for way in WAYS for facade in ("async", "sync")], ids="-".join)
-def fleet(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Any, Counter[str]]]:
+def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Counter[str]]:
     """What a process told whose disk was full in the middle of 50 runs, and how often each key was performed."""
     way, facade = request.param
     folder = tmp_path_factory.mktemp("disk")
     world = tmp_path_factory.mktemp("world") / "world"
-    mounted = way == "disk"
-    if mounted:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)], check=True)  # noqa: S607
-    try:
+    with disk_of(way, folder):
         command = [sys.executable, "-m", "tests.full_disk_worker", way, facade, str(folder), str(world), "50"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-        assert done.returncode == 0, done.stderr
-        yield json.loads(done.stdout), Counter(performance.key for performance in performances(world))
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(folder)], check=True)  # noqa: S607
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), Counter(performance.key for performance in performances(world))
 
 
 def test_a_full_disk_fails_no_run_of_a_fleet_and_with_room_all_come_to_their_ends(fleet):
