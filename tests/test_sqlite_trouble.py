@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,8 @@ async def test_a_vanished_file_is_noticed_while_an_effect_is_in_flight_and_the_r
             await rt.tick(workflow=WORKFLOW, run_id="r")
         with pytest.raises(StoreVanished):
             await rt.get_state("r")
+        with suppress(StoreVanished):  # until closing is quiet about it
+            await rt.aclose()
     async with SqliteDatabase(copy) as database:
         stores = {"run_store": SqliteRunStore(database), "ledger_store": SqliteLedgerStore(database)}
         async with AsyncRuntime(**stores, effect_handlers={"act": act}) as rt:
