@@ -16,7 +16,7 @@ from .core import portal
 from .core.capacity import Capacity
 from .core.classify import is_retryable, retry_after
 from .core.clock import Clock
-from .core.errors import SecretUnavailable
+from .core.errors import SecretUnavailable, StoreError
 from .core.ids import check_text
 from .core.models import Effect, Intent, RunState
 from .core.outcomes import CancelSignal, EffectCall, EffectOutcome
@@ -94,6 +94,10 @@ class Attempts:
         """What the handler makes of the call, without the texts that must stay hidden."""
         try:
             value = handler.run(call) if handler.direct else await handler.run(call)
+        except StoreError as error:
+            if handler.inside:  # the runtime's own look at its store: no failure of the effect
+                raise
+            value = await self._failure(call.effect, error)
         except Exception as error:  # a boundary: what a handler raises is the effect's failure
             log.info("The handler of %s raised", call.effect.type, exc_info=error if not hidden else None)
             value = await self._failure(call.effect, error)

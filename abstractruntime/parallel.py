@@ -109,7 +109,11 @@ class ParallelStep:
                 if not self._part_now(seq).begun and not await self._landed(self._begun(self._part_now(seq))):
                     return
                 part = self._part_now(seq)
-                outcome = self._kept.pop(part.step_id, None) or await self._attempt(part, signal)
+                try:
+                    outcome = self._kept.pop(part.step_id, None) or await self._attempt(part, signal)
+                except StoreError as error:  # a built-in effect could not look at the store
+                    self._trouble = error
+                    return
                 pause = await self._attempts.pause(part, outcome)
                 due = None if pause is None else iso(self._clock.now() + timedelta(seconds=pause))
                 landing = self._landings.add(self._ended(part, outcome, due))

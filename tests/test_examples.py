@@ -42,6 +42,11 @@ SAYS = {
         r"  5 decide +completed +emit_event",
         r"ended: \['payment-3', 'payment-2'\]",
     ],
+    "backup.py": [
+        r"copied: runs\.db, while 10 effects are in flight",
+        r"the database: 10 runs completed, attempt 1",
+        r"the copy: 10 runs completed, attempt 2",
+    ],
     "approval_by_hand.py": [
         r"Pay 100 EUR\? \['approve', 'reject'\]",
         r"refused: 'maybe' is not one of the choices .*",

@@ -25,6 +25,9 @@
     └── StoreError
         ├── StoreUnclear                    the write may or may not have landed
         ├── StoreBusy                       another process kept the lock for too long
+        ├── StoreFull                       no room is left on the disk
+        ├── StoreReadOnly                   the file or its folder may not be written to
+        ├── StoreVanished                   the file was deleted or replaced while it was open
         ├── StoreCorrupt                    what is stored cannot be read
         ├── StoreSchemaTooNew               a newer version wrote this file
         └── StoreClosed                     used after close()
@@ -176,6 +179,18 @@ class StoreUnclear(StoreError):
 
 class StoreBusy(StoreError):
     """Another process kept the lock for too long; nothing was written."""
+
+
+class StoreFull(StoreError):
+    """No room is left on the disk; nothing was written."""
+
+
+class StoreReadOnly(StoreError):
+    """The store may not be written to; nothing was written."""
+
+
+class StoreVanished(StoreError):
+    """The store's file was deleted or replaced while it was open; nothing was written."""
 
 
 class StoreCorrupt(StoreError):

@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from .backend import Backend
 from .clock import Clock, epoch_micros
-from .errors import StoreClosed, StoreUnclear
+from .errors import StoreClosed, StoreError, StoreUnclear
 from .ids import Ids
 from .models import RunState
 from .outcomes import CancelSignal, EffectOutcome
@@ -158,7 +158,10 @@ class Leases:
             self._heart.cancel()
         if self._until:
             self._until = 0
-            await self._backend.release(self.owner)
+            try:
+                await self._backend.release(self.owner)
+            except StoreError as error:
+                log.warning("Owner %s could not give up its lease, which expires by itself: %s", self.owner, error)
 
     def _now(self) -> int:
         return epoch_micros(self._clock.now())

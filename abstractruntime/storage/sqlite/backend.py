@@ -86,9 +86,9 @@ class SqliteBackend:
 
     async def release(self, owner: str) -> None:
         def release(connection: sqlite3.Connection) -> None:
-            connection.execute(_DELETE_LEASE, (owner,))
-            if self._locks is not None:
+            if self._locks is not None:  # first, for without it the lease is void, should there be no room to delete it
                 self._locks.release(owner)
+            connection.execute(_DELETE_LEASE, (owner,))
 
         await self.write(release)
 

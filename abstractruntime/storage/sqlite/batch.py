@@ -13,9 +13,9 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...core.errors import StoreError, StoreUnclear
+from ...core.errors import StoreUnclear
 from ..base import Write
-from .failures import translated
+from .failures import commit_failed, given_up, translated
 from .statements import MOST_FILLED, QUERIES, first, write_filled, write_rows
 from .writes import identity_row, next_run_id, rest_at, stand, store, wait_row
 
@@ -95,7 +95,7 @@ class Writer:
             self._ids.clear()
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            return self._unclear(outcomes, error)
+            return self._commit_failed(outcomes, error)
         self._remember()
         return outcomes
 
@@ -108,8 +108,8 @@ class Writer:
             return None
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-            if code == sqlite3.SQLITE_IOERR:  # perhaps it was only the flush that failed
-                return self._unclear(outcomes, error)
+            if code == sqlite3.SQLITE_IOERR and isinstance(commit_failed(error, self._path), StoreUnclear):
+                return self._commit_failed(outcomes, error)  # perhaps it was only the flush that failed
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):  # it has waited for long enough
                 raise
             return None
@@ -118,12 +118,10 @@ class Writer:
         self._remember()
         return outcomes
 
-    def _unclear(self, outcomes: Sequence[Any], error: sqlite3.Error) -> list[Any]:
-        log.error("%s: the outcome of a commit of %d writes is unclear: %s", self._path, len(outcomes), error)
-        text = f"{self._path}: the commit may or may not have landed ({error}). Look for it before writing again."
+    def _commit_failed(self, outcomes: Sequence[Any], error: sqlite3.Error) -> list[Any]:
+        log.error("%s: a commit of %d writes failed: %s", self._path, len(outcomes), error)
         return [
-            outcome if isinstance(outcome, Failed) else Failed(_caused(StoreUnclear(text), error))
-            for outcome in outcomes
+            outcome if isinstance(outcome, Failed) else Failed(commit_failed(error, self._path)) for outcome in outcomes
         ]
 
     def _applied(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
@@ -143,17 +141,19 @@ class Writer:
             self._write_all(connection, writes)
         if len(writes) == len(operations):
             return [None] * len(operations)
-        return [
-            None if type(operation) is Write else self._in_savepoint(connection, operation) for operation in operations
-        ]
+        outcomes: list[Any] = []
+        for operation in operations:
+            outcomes.append(None if type(operation) is Write else self._in_savepoint(connection, operation))
+            if not connection.in_transaction:  # SQLite gave it up, and with it what was written before
+                raise _NotWhole
+        return outcomes
 
     def _one_by_one(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
         outcomes: list[Any] = []
         for operation in operations:
             outcomes.append(self._in_savepoint(connection, operation))
             if not connection.in_transaction:
-                text = f"{self._path}: SQLite gave up the transaction; nothing was written ({outcomes[-1].error})."
-                return [Failed(StoreError(text)) for _ in operations]
+                return [Failed(given_up(outcomes[-1].error, self._path)) for _ in operations]
         return outcomes
 
     def _in_savepoint(self, connection: sqlite3.Connection, operation: Operation) -> Any:
@@ -286,8 +286,3 @@ def attempt(connection: sqlite3.Connection, operation: Operation, path: str) -> 
         return store(connection, operation) if isinstance(operation, Write) else operation(connection)
     except Exception as error:  # a boundary between threads: it is raised again where the operation is awaited
         return Failed(translated(error, path))
-
-
-def _caused(error: StoreError, cause: BaseException) -> StoreError:
-    error.__cause__ = cause
-    return error

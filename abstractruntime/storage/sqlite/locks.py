@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...core.errors import StoreError
 from ...core.ids import check_id
+from .failures import translated_os
 
 if sys.platform != "win32":
     import fcntl
@@ -34,8 +35,11 @@ class OwnerLocks:
         path = self._path(owner)
         if not HAVE_LOCKS or path in _HELD:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise translated_os(error, path) from error
         if not _try_lock(descriptor):
             os.close(descriptor)
             raise StoreError(f"{path}: another process holds the lock of owner {owner!r}. Owners must have unique ids.")
@@ -58,6 +62,8 @@ class OwnerLocks:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise translated_os(error, path) from error
         try:
             if not _try_lock(descriptor):
                 return True
@@ -81,7 +87,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # what is left of a dead owner is in nobody's way
         path.unlink()
 
 

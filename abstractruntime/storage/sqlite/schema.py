@@ -17,12 +17,22 @@ _MIGRATIONS = migrations()
 LATEST = _MIGRATIONS[-1][0]
 
 #: pages of log before they are carried over into the file: two more flushes each time
-_CHECKPOINT_PAGES = 2_000
-_CACHE_KIB = 16_384
+CHECKPOINT_PAGES = 2_000
+CACHE_KIB = 16_384
 _STATEMENTS = 256
 
+#: bytes that a log which was once longer keeps on the disk when it begins anew
+_LOG_BYTES = 32 << 20
 
-def open_connection(path: str, *, synchronous: Synchronous, busy_timeout: float) -> sqlite3.Connection:
+
+def open_connection(
+    path: str,
+    *,
+    synchronous: Synchronous,
+    busy_timeout: float,
+    wal_autocheckpoint: int = CHECKPOINT_PAGES,
+    cache_kib: int = CACHE_KIB,
+) -> sqlite3.Connection:
     """A connection to the migrated database, in autocommit mode, usable from any one thread at a time.
 
     Several processes may open the same new file at once. Raises StoreSchemaTooNew for a file of a newer version,
@@ -35,7 +45,14 @@ def open_connection(path: str, *, synchronous: Synchronous, busy_timeout: float)
     except sqlite3.Error as error:
         raise translated(error, path) from error
     try:
-        _configure(connection, synchronous)
+        _use_wal(connection)
+        for name, value in (
+            ("synchronous", synchronous),
+            ("wal_autocheckpoint", wal_autocheckpoint),
+            ("journal_size_limit", _LOG_BYTES),
+            ("cache_size", -cache_kib),
+        ):
+            connection.execute(f"PRAGMA {name} = {value}")
         _migrate(connection, path)
     except BaseException as error:
         connection.close()
@@ -44,13 +61,6 @@ def open_connection(path: str, *, synchronous: Synchronous, busy_timeout: float)
             raise
         raise meaning from error
     return connection
-
-
-def _configure(connection: sqlite3.Connection, synchronous: Synchronous) -> None:
-    _use_wal(connection)
-    connection.execute(f"PRAGMA synchronous = {synchronous}")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -68,11 +78,11 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def _migrate(connection: sqlite3.Connection, path: str) -> None:
-    if _checked_version(connection, path) == LATEST:
+    if check_version(connection, path) == LATEST:
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        version = _checked_version(connection, path)  # another process may have been faster
+        version = check_version(connection, path)  # another process may have been faster
         if version == 0 and first(connection, "SELECT 1 FROM sqlite_master WHERE name IN ('runs', 'ledger')"):
             raise StoreError(
                 f"{path}: found tables named runs or ledger that this package did not make. "
@@ -90,7 +100,8 @@ def _migrate(connection: sqlite3.Connection, path: str) -> None:
         raise
 
 
-def _checked_version(connection: sqlite3.Connection, path: str) -> int:
+def check_version(connection: sqlite3.Connection, path: str) -> int:
+    """The version of the schema in the file. Raises StoreSchemaTooNew."""
     version: int = first(connection, "PRAGMA user_version")
     if version > LATEST:
         raise StoreSchemaTooNew(

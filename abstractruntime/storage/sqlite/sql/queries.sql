@@ -261,3 +261,13 @@ AND w.reason = :by_reason
 AND w.wait_key = :by_wait_key
 AND w.due <= :by_due
 LIMIT :most);
+
+-- name: delete_leases
+-- In a copy nobody performs anything.
+DELETE FROM leases;
+
+-- name: runs_that_miscount
+-- A run's state counts the records of its ledger; a run of which that is not true was not written by one commit.
+SELECT r.run_id FROM states s JOIN runs r ON r.id = s.id
+WHERE s.records <> coalesce((SELECT l.seq + l.count - 1 FROM ledger l WHERE l.run = s.id ORDER BY l.seq DESC LIMIT 1), 0)
+LIMIT ?;
