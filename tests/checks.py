@@ -27,7 +27,7 @@ def check_ledger(state: RunState, ledger: Ledger) -> None:
         if record["status"] in ("completed", "waiting") and record["step_id"] in set(started)
     )
     assert set(landed.values()) <= {1}, "an effect landed twice"
-    assert state.vars["_runtime"]["effect_seq"] == len(landed)
+    assert state.vars["_runtime"].get("effect_seq", 0) == len(landed)
     assert ledger[-1]["idempotency_key"] == f"system:terminal_status:{state.status}"
 
 
@@ -49,6 +49,15 @@ def attempts_of(ledger: Ledger) -> Counter[str]:
 def lost_attempts_of(ledger: Ledger) -> Counter[str]:
     """How many of them ended with an unknown outcome, because their process died or lost its lease."""
     return Counter(record["idempotency_key"] for record in ledger if (record["result"] or {}) == {"outcome": "unknown"})
+
+
+def shape(ledger: Ledger) -> list[tuple[Any, ...]]:
+    """What of a ledger must not depend on faults: what landed, in order, with its result."""
+    return [
+        (r["node_id"], r["status"], r["idempotency_key"] if r["effect"] else None)
+        for r in ledger
+        if r["status"] in ("completed", "waiting")
+    ]
 
 
 @dataclass
