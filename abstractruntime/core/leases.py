@@ -162,7 +162,10 @@ class Leases:
             self._heart.cancel()
         if self._until:
             self._until = 0
-            await self._backend.release(self.owner)
+            try:
+                await self._backend.release(self.owner)
+            except StoreUnclear:
+                await self._backend.release(self.owner)  # giving it up twice does no harm
 
     def _now(self) -> int:
         return epoch_micros(self._clock.now())
