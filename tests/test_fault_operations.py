@@ -32,6 +32,7 @@ from abstractruntime import (
     StaleResumeError,
     StepPlan,
     StoreError,
+    StoreUnclear,
 )
 from abstractruntime.core.models import TERMINAL
 
@@ -332,6 +333,10 @@ async def disturbed(
         error = await error_of(host, operation, fault)
         if not host.store.backend.fired:
             return None
+        if operation.raises is not StoreError and calls is WRITES:
+            assert not isinstance(error, StoreError), "the node's own error was hidden"
+        if fault.error is StoreUnclear and not fault.lasting:
+            assert not isinstance(error, StoreError) or operation.act is save, "it could have looked"
         if fault.lasting and isinstance(error, StoreError):
             assert isinstance(await error_of(host, operation, fault), StoreError), "it does not work while it is down"
         host.store.backend.repair()
@@ -342,7 +347,7 @@ async def disturbed(
             ledger = await host.ledgers.list(RUN)
             check_on_the_way(state, ledger)
             assert state.status not in TERMINAL or ledger[-1]["idempotency_key"].endswith(state.status)
-        if operation.reusable:
+        if operation.reusable and error is not None:
             with suppress(operation.raises):
                 await host.attended(operation.act(host))
         return await end_of(host)
