@@ -1,12 +1,14 @@
-"""A process that drives several runs to their ends, for a test that kills it.
+"""Processes that drive several runs to their ends, for a test that kills them.
 
-`python -m tests.killed_worker DB WORLD RUNS`. Whatever it finds half done it goes on with. It says `ready` when it
-begins, and ends with code 0 when all runs have.
+`python -m tests.killed_worker` reads a line `DB WORLD RUNS` for each and forks it, which takes milliseconds where a
+new interpreter takes half a second. Each goes on with whatever it finds half done, and ends with code 0 when all runs
+have ended. Told are its process id, when it begins, and then the code it ended with.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +141,16 @@ async def answer(rt: AsyncRuntime, state: RunState) -> RunState:
     )
 
 
+def bear(database: str, world: str, runs: str) -> int:
+    """Let one process live, and return the code it ended with; of a killed one it is the negative signal."""
+    pid = os.fork()
+    if pid == 0:
+        asyncio.run(main(Path(database), Path(world), int(runs)))
+        os._exit(0)
+    print(pid, flush=True)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 if __name__ == "__main__":
-    print("ready", flush=True)
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+    for line in sys.stdin:
+        print(bear(*line.split()), flush=True)
