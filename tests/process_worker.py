@@ -1,13 +1,15 @@
-"""A process for tests of several on one database: `python -m tests.process_worker drive|hold DB WORLD ...`.
+"""A process for tests of several on one database: `python -m tests.process_worker drive|hold|answer DB WORLD ...`.
 
 `drive SEED RUNS LEASE` moves many runs in an order of its own, until all have ended; others do the same.
 `hold LEASE HOW` moves one run, says `inside` in its effect and stays there until it reads a line. With `promised` it
 also says so, and stays there, when the effect is promised and nobody performs it yet.
+`answer NAME` answers what the run waits for as soon as it reads a line, and says whether its answer was the one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -25,6 +27,7 @@ from abstractruntime import (
     RunState,
     RunStatus,
     SqliteDatabase,
+    StaleResumeError,
     StepPlan,
     WorkflowSpec,
 )
@@ -116,6 +119,28 @@ async def hold(database: Path, world: Path, lease: str, how: str) -> None:
             say(f"{state.status} {state.paused} {state.vars.get('by')}")
 
 
+async def reply(database: Path, world: Path, name: str) -> None:
+    """Answer the question that stands, at the same time as others do."""
+    async with SqliteDatabase(database) as db:
+        stores: dict[str, Any] = {"run_store": AsyncSqliteRunStore(db), "ledger_store": AsyncSqliteLedgerStore(db)}
+        async with AsyncRuntime(**stores) as rt:
+            wait = (await rt.get_state(RUN)).waiting
+            assert wait is not None
+            say("ready")
+            await listen()
+            answer: dict[str, Any] = {
+                "workflow": HELD,
+                "run_id": RUN,
+                "wait_key": wait.wait_key,
+                "payload": os.getpid(),
+            }
+            try:
+                await rt.resume(**answer, max_steps=0)
+                say("delivered")
+            except StaleResumeError:
+                say("stale")
+
+
 async def listen() -> None:
     await asyncio.to_thread(sys.stdin.readline)
 
@@ -154,5 +179,5 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     mode, database, world, *rest = sys.argv[1:]
-    work: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {"drive": drive, "hold": hold}
+    work: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {"drive": drive, "hold": hold, "answer": reply}
     asyncio.run(work[mode](Path(database), Path(world), *rest))

@@ -199,3 +199,18 @@ def test_a_pause_from_another_process_lets_the_effect_land_and_nothing_runs_twic
     assert (state.status, state.output) == (RunStatus.COMPLETED, {"by": "the owner"})
     check_ledger(state, here.rt.get_ledger(RUN))
     assert [p.pid for p in performances(here.world)] == [owner.process.pid]
+
+
+def test_of_processes_that_answer_one_question_at_once_one_is_heard(start: Start, here: Here) -> None:
+    here.begin(ask=True)
+    assert here.tick().status is RunStatus.WAITING
+    workers = {worker.process.pid: worker for worker in (start("answer", number) for number in range(3))}
+    for worker in workers.values():
+        assert worker.hear() == "ready"
+    for worker in workers.values():
+        worker.tell()
+    said = {pid: worker.hear() for pid, worker in workers.items()}
+    assert sorted(said.values()) == ["delivered", "stale", "stale"]
+    state = here.tick()
+    assert said[state.vars["answer"]] == "delivered"
+    check_ledger(state, here.rt.get_ledger(RUN))
