@@ -375,14 +375,15 @@ def cases(names: list[str], faults: dict[str, Fault]) -> Iterator[Case]:
                     yield name, fault, fresh
 
 
-async def walk(case: Case, kind: str, folder: Path, calls: frozenset[str], faults: dict[str, Fault]) -> int:
+async def walk(
+    case: Case, kind: str, folder: Path, calls: frozenset[str], faults: dict[str, Fault], expected: End
+) -> int:
     """Let each call of an operation go wrong in one way, one life each; how many there were."""
     name, kind_of_fault, fresh = case
     operation, fault = OPERATIONS[name], faults[kind_of_fault]
-    expected = await undisturbed(operation, folder)
     for at in count(1):
         place = folder / f"{at}"
-        place.mkdir()
+        place.mkdir(exist_ok=True)
         found = await disturbed(operation, kind, place, calls, at, fault, fresh=fresh)
         if found is None:
             return at - 1
@@ -399,26 +400,25 @@ async def walk(case: Case, kind: str, folder: Path, calls: frozenset[str], fault
 async def test_every_write_of_an_operation_may_fail_and_nothing_is_lost_or_done_twice(
     name: str, tmp_path: Path
 ) -> None:
-    for number, case in enumerate(cases([name], WRITE_FAULTS)):
-        folder = tmp_path / f"case{number}"
-        folder.mkdir()
-        assert await walk(case, "memory", folder, WRITES, WRITE_FAULTS)
+    expected = await undisturbed(OPERATIONS[name], tmp_path)
+    for case in cases([name], WRITE_FAULTS):
+        assert await walk(case, "memory", tmp_path, WRITES, WRITE_FAULTS, expected)
 
 
 @pytest.mark.parametrize("name", [name for name in IN_MEMORY if name != "start"])
 async def test_every_read_of_an_operation_may_fail_and_the_caller_hears_of_nothing_else(
     name: str, tmp_path: Path
 ) -> None:
-    for number, case in enumerate(cases([name], READ_FAULTS)):
-        folder = tmp_path / f"case{number}"
-        folder.mkdir()
-        assert await walk(case, "memory", folder, READS, READ_FAULTS)
+    expected = await undisturbed(OPERATIONS[name], tmp_path)
+    for case in cases([name], READ_FAULTS):
+        assert await walk(case, "memory", tmp_path, READS, READ_FAULTS, expected)
 
 
 async def test_on_sqlite_any_operation_may_fail_and_nothing_is_lost_or_done_twice(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    chosen = rng.sample([*cases(list(OPERATIONS), WRITE_FAULTS)], scaled(20, 360))
+    chosen = rng.sample([*cases(list(OPERATIONS), WRITE_FAULTS)], scaled(12, 340))
     for number, case in enumerate([*cases(["a save"], WRITE_FAULTS), *chosen]):
         folder = tmp_path / f"case{number}"
         folder.mkdir()
-        assert await walk(case, "sqlite", folder, WRITES, WRITE_FAULTS)
+        expected = await undisturbed(OPERATIONS[case[0]], folder)
+        assert await walk(case, "sqlite", folder, WRITES, WRITE_FAULTS, expected)

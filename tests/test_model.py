@@ -446,7 +446,7 @@ def live(facade: str, kind: str, nodes: dict[str, Node], actions: list[tuple[Any
         asyncio.run(play())
 
 
-@settings(max_examples=scaled(300, 20_000))
+@settings(max_examples=scaled(250, 20_000))
 @given(nodes=graphs(), actions=lives)
 def test_in_memory_every_run_does_what_the_model_says(nodes: dict[str, Node], actions: list[tuple[Any, ...]]) -> None:
     live("async", "memory", nodes, actions)
