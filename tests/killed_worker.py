@@ -2,7 +2,8 @@
 
 `python -m tests.killed_worker` reads a line `DB WORLD RUNS` for each and forks it, which takes milliseconds where a
 new interpreter takes half a second. Each goes on with whatever it finds half done, and ends with code 0 when all runs
-have ended. Told are its process id, when it begins, and then the code it ended with.
+have ended. Told are its process id, when it begins, and then the code it ended with, which is the negative signal of
+one that was killed.
 """
 
 from __future__ import annotations
@@ -142,15 +143,21 @@ async def answer(rt: AsyncRuntime, state: RunState) -> RunState:
 
 
 def bear(database: str, world: str, runs: str) -> int:
-    """Let one process live, and return the code it ended with; of a killed one it is the negative signal."""
+    """Let one process live until it ends; its id, which is nobody else's before it is reaped."""
     pid = os.fork()
     if pid == 0:
         asyncio.run(main(Path(database), Path(world), int(runs)))
         os._exit(0)
     print(pid, flush=True)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert found is not None
+    print(found.si_status if found.si_code == os.CLD_EXITED else -found.si_status, flush=True)
+    return pid
 
 
 if __name__ == "__main__":
+    ended: int | None = None
     for line in sys.stdin:
-        print(bear(*line.split()), flush=True)
+        if ended is not None:
+            os.waitpid(ended, 0)
+        ended = bear(*line.split())

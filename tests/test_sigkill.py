@@ -156,7 +156,7 @@ def test_killed_at_random_moments_every_run_completes_and_every_effect_is_accoun
     while kills < KILLS:
         world = World(tmp_path / str(worlds), nursery)
         worlds += 1
-        while world.live(rng.uniform(0, duration / 2) if kills < KILLS else None) is None:
+        while world.live(rng.uniform(0, duration * rng.choice((0.4, 1))) if kills < KILLS else None) is None:
             kills += 1
             if rng.random() < 0.5:  # else the next process is the first that looks at what the dead one left
                 world.check_on_the_way()

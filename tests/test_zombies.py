@@ -36,7 +36,7 @@ RUNS = 6
 ROUNDS = scaled(5, 60)
 
 #: seconds: of the leases of those that are stopped, and of the work during which they are
-LEASE, WORK = 0.2, 0.3
+LEASE, WORK = 0.2, 0.2
 
 Outcome = dict[str, tuple[RunState, list[dict[str, Any]]]]
 
