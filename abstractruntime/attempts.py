@@ -16,7 +16,7 @@ from .core import portal
 from .core.capacity import Capacity
 from .core.classify import is_retryable, retry_after
 from .core.clock import Clock
-from .core.errors import SecretUnavailable, StoreError
+from .core.errors import SecretUnavailable, StoreError, StoreTooLarge
 from .core.ids import check_text
 from .core.models import Effect, Intent, RunState
 from .core.outcomes import CancelSignal, EffectCall, EffectOutcome
@@ -147,6 +147,11 @@ class Attempts:
 def no_handler(effect: Effect) -> EffectOutcome:
     """The outcome of an effect that nobody handles."""
     return EffectOutcome.failed(f"No effect handler registered for {effect.type}", retryable=False)
+
+
+def too_large(error: StoreTooLarge) -> EffectOutcome:
+    """The outcome of an effect whose result the store cannot hold: the same next time, so it is not tried again."""
+    return EffectOutcome.failed(f"The result cannot be stored: {error}", retryable=False)
 
 
 def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: CancelSignal, now: str) -> EffectCall:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
+from .core.errors import StoreTooLarge
 from .core.kernel import Stamp
 from .core.models import Request, RunState, StepRecord
 from .core.shielding import finish
@@ -33,6 +34,7 @@ class Landings:
         self._commit = commit
         self._queue: list[tuple[Landing, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
+        self._singly = False
 
     def add(self, landing: Landing) -> asyncio.Future[None]:
         """Queue it; the future is done when it is durable, or has the error of its commit."""
@@ -49,12 +51,17 @@ class Landings:
 
     async def _drain(self) -> None:
         while self._queue:
-            alone = self._queue[0][0].lookup_key is not None  # a commit has one key to be found by
+            alone = self._singly or self._queue[0][0].lookup_key is not None  # a commit has one key to be found by
             some = self._queue[:1] if alone else [pair for pair in self._queue if pair[0].lookup_key is None]
             self._queue = [pair for pair in self._queue if pair not in some]
             error: BaseException | None = None
             try:
                 await self._commit([landing for landing, _ in some])
+            except StoreTooLarge as failed:
+                if len(some) > 1:  # one by one, so that only the culprit fails
+                    self._singly, self._queue = True, some + self._queue
+                    continue
+                error = failed
             except BaseException as failed:  # a boundary between tasks: raised where the landings are awaited
                 error = failed
             for _, future in some:

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 from typing import Any
 
-from .attempts import Attempts
+from .attempts import Attempts, too_large
 from .core import kernel
 from .core.clock import Clock, iso
 from .core.codec import copy_of_run
-from .core.errors import RevisionConflict, StoreError
+from .core.errors import RevisionConflict, StoreError, StoreTooLarge
 from .core.journal import Journal
 from .core.leases import Flight
 from .core.models import Commit, Intent, RunState
@@ -47,6 +47,7 @@ class ParallelStep:
         max_inline_backoff: float,
         too_late: Callable[[RunState, Intent, EffectOutcome], Awaitable[RunState]],
         kept: dict[str, EffectOutcome],
+        still_holds: Callable[[Flight], Awaitable[bool]],
         run: RunState,
         flight: Flight,
         raws: list[dict[str, Any]] | None,
@@ -54,6 +55,7 @@ class ParallelStep:
     ) -> None:
         self._journal, self._attempts, self._clock, self._stamp = journal, attempts, clock, stamp
         self._max_inline_backoff, self._too_late, self._kept = max_inline_backoff, too_late, kept
+        self._still_holds = still_holds
         self._run, self._flight, self._raws, self._nodes = run, flight, raws, nodes
         self._landings = Landings(self._land)
         self._parked: list[str] = []
@@ -87,6 +89,7 @@ class ParallelStep:
 
     async def _all(self) -> EffectOutcome:
         signals: list[CancelSignal] = []
+        gone = False
         width = asyncio.Semaphore(self._intent.width)
         try:
             if kernel.failure_of(self._intent) is None:
@@ -95,12 +98,14 @@ class ParallelStep:
                         if part.ended is None:
                             signals.append(CancelSignal())
                             group.create_task(self._part(part.seq, signals[-1], width))
-        except* (_StepFailed, _Gone):
+        except* _StepFailed:
             pass
+        except* _Gone:
+            gone = True
         finally:
             for signal in signals:  # a thread that nobody can stop is told at least
                 signal.set()
-        return EffectOutcome.completed()
+        return EffectOutcome.cancelled() if gone else EffectOutcome.completed()
 
     async def _part(self, seq: int, signal: CancelSignal, width: asyncio.Semaphore) -> None:
         """Try one effect until it has ended, or its next attempt is far away."""
@@ -134,6 +139,8 @@ class ParallelStep:
     async def _attempt(self, part: Intent, signal: CancelSignal) -> EffectOutcome:
         raw = self._raws[part.seq - self._intent.seq] if self._raws else None
         async with self._attempts.capacity.place(part.effect.type):
+            if not await self._still_holds(self._flight):  # this process was stopped meanwhile, and another performs
+                raise _Gone
             try:
                 outcome = await self._attempts.perform(copy_of_run(self._run), part, raw, signal, self._nodes)
             except asyncio.CancelledError as error:
@@ -155,6 +162,10 @@ class ParallelStep:
         try:
             await landing
             return True
+        except StoreTooLarge as error:
+            if part is None or outcome is None or outcome.status == "failed":
+                raise
+            return await self._landed(self._landings.add(self._ended(part, too_large(error), None)))
         except StoreError as error:
             self._trouble = error
             if part is not None and outcome is not None:

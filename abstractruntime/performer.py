@@ -13,11 +13,11 @@ from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
-from .attempts import Attempts, call_of, no_handler
+from .attempts import Attempts, call_of, no_handler, too_large
 from .core import kernel
 from .core.clock import Clock, iso
 from .core.codec import copy_of_run
-from .core.errors import RevisionConflict, StoreError
+from .core.errors import RevisionConflict, StoreError, StoreTooLarge
 from .core.journal import Journal
 from .core.leases import Flight, Leases
 from .core.models import Intent, RunState, RunStatus, StepPlan, StepRecord, StepStatus
@@ -81,7 +81,10 @@ class Performer:
                     stamp, lambda: kernel.promise(run, intent, self._leases.owner, stamp), run, raws, nodes
                 )
         lookup_key = key if reusable and outcome.status == "completed" else None
-        return await self._journal.commit(kernel.inside(run, intent, outcome, stamp, lookup_key=lookup_key))
+        try:
+            return await self._journal.commit(kernel.inside(run, intent, outcome, stamp, lookup_key=lookup_key))
+        except StoreTooLarge as error:
+            return await self._journal.commit(kernel.inside(run, intent, too_large(error), stamp))
 
     async def recover(self, run: RunState, *, lost: bool, nodes: Collection[str]) -> RunState:
         """Perform a promised effect that nobody performs: a due retry, one handed back, one whose performer died."""
@@ -175,6 +178,7 @@ class Performer:
                 max_inline_backoff=self._max_inline_backoff,
                 too_late=self._too_late,
                 kept=self._kept,
+                still_holds=self._leases.still_holds,
                 run=run,
                 flight=flight,
                 raws=raws,
@@ -183,8 +187,12 @@ class Performer:
             run = await step.perform()
         else:
             raw = raws[0] if raws else None
-            work = self._attempts.perform(copy_of_run(run), intent, raw, flight.signal, nodes)
-            run = await self._settle(run, intent, await flight.attend(work))
+            if await self._leases.still_holds(flight):
+                work = self._attempts.perform(copy_of_run(run), intent, raw, flight.signal, nodes)
+                outcome = await flight.attend(work)
+            else:  # this process was stopped meanwhile, and another performs it
+                outcome = EffectOutcome.cancelled()
+            run = await self._settle(run, intent, outcome)
         self._remember(run, intent, raws)
         return run
 
@@ -217,6 +225,10 @@ class Performer:
                         run = await self._answered(run, loaded.requests) or run
                         if run.intent is None:
                             return await self._too_late(run, intent, outcome)
+        except StoreTooLarge as error:
+            if outcome.status == "failed":
+                raise
+            return await self._settle(run, intent, too_large(error))
         except StoreError:
             keep(self._kept, intent.step_id, outcome)
             raise

@@ -30,6 +30,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     baseline_is: str
     ratio: float
     least_ratio: float | None = None
+    most_ratio: float | None = None
     most: float | None = None
 
     @property
@@ -37,6 +38,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         """The aim in words; empty without one."""
         if self.least_ratio is not None:
             return f"ratio >= {self.least_ratio:g}"
+        if self.most_ratio is not None:
+            return f"ratio <= {self.most_ratio:g}"
         return "" if self.most is None else f"figure <= {self.most:g}"
 
     @property
@@ -44,6 +47,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the aim was met, in words; empty without one."""
         if self.least_ratio is not None:
             return "met" if self.ratio >= self.least_ratio else "missed"
+        if self.most_ratio is not None:
+            return "met" if self.ratio <= self.most_ratio else "missed"
         return "" if self.most is None else "met" if self.figure <= self.most else "missed"
 
 
@@ -54,6 +59,7 @@ def row(
     baseline_is: str,
     *,
     least_ratio: float | None = None,
+    most_ratio: float | None = None,
     most: float | None = None,
 ) -> Row:
     """A row of (figure, baseline) per round."""
@@ -65,6 +71,7 @@ def row(
         baseline_is=baseline_is,
         ratio=median(figure / baseline for figure, baseline in rounds),  # pairs: a slow moment slows both
         least_ratio=least_ratio,
+        most_ratio=most_ratio,
         most=most,
     )
 

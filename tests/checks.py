@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 from abstractruntime import RunState
+
+from .model import written
 
 Ledger = list[dict[str, Any]]
 
@@ -24,7 +27,7 @@ def check_ledger(state: RunState, ledger: Ledger) -> None:
         if record["status"] in ("completed", "waiting") and record["step_id"] in set(started)
     )
     assert set(landed.values()) <= {1}, "an effect landed twice"
-    assert state.vars["_runtime"]["effect_seq"] == len(landed)
+    assert state.vars["_runtime"].get("effect_seq", 0) == len(landed)
     assert ledger[-1]["idempotency_key"] == f"system:terminal_status:{state.status}"
 
 
@@ -46,3 +49,53 @@ def attempts_of(ledger: Ledger) -> Counter[str]:
 def lost_attempts_of(ledger: Ledger) -> Counter[str]:
     """How many of them ended with an unknown outcome, because their process died or lost its lease."""
     return Counter(record["idempotency_key"] for record in ledger if (record["result"] or {}) == {"outcome": "unknown"})
+
+
+def shape(ledger: Ledger) -> list[tuple[Any, ...]]:
+    """What of a ledger must not depend on faults: what landed, in order, with its result."""
+    return [
+        (r["node_id"], r["status"], r["idempotency_key"] if r["effect"] else None)
+        for r in ledger
+        if r["status"] in ("completed", "waiting")
+    ]
+
+
+@dataclass
+class Told:
+    """What a ledger alone tells of its run."""
+
+    #: as far as the run's own steps go: a pause writes no record
+    status: str = "running"
+    output: Any = None
+    error: str | None = None
+    #: what results and answers wrote to vars, and how many effects landed
+    written: dict[str, Any] = field(default_factory=dict)
+    landed: int = 0
+
+    def write(self, key: str | None, value: Any) -> None:
+        if key is not None and value is not None:
+            self.written = written(self.written, key, value)
+
+
+def told_by(ledger: Ledger) -> Told:
+    """Fold the records, in order, into what they tell."""
+    told, promised = Told(), dict[str, Any]()
+    for record in ledger:
+        effect, key = record["effect"] or {}, record["idempotency_key"] or ""
+        if record["status"] == "started":
+            promised[record["step_id"]] = effect
+        elif key.startswith("system:terminal_status:"):
+            told.status = record["result"]["payload"]["text"]
+            told.landed += told.status == "failed"
+        elif key.startswith("system:completion:"):
+            told.output = record["result"]["output"]
+        elif effect.get("type") == "resume":
+            told.status = "running"
+            told.write(effect["payload"]["result_key"], effect["payload"]["payload"])
+        elif record["step_id"] in promised:
+            told.landed += record["status"] in ("completed", "waiting")
+            if record["status"] == "completed":
+                told.write(promised[record["step_id"]]["result_key"], record["result"])
+            told.status = "waiting" if record["status"] == "waiting" else "running"
+            told.error = record["error"]
+    return told

@@ -1,11 +1,12 @@
-"""Faults at the commit: the k-th store write kills the process, or its answer is an error."""
+"""Faults at the store: the k-th write or read kills the process, or its answer is an error, once or from then on."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from abstractruntime.core.backend import Backend, Write
-from abstractruntime.core.errors import StoreUnclear
+from abstractruntime.core.errors import StoreBusy, StoreError, StoreUnclear
 
 
 class ProcessDied(BaseException):
@@ -54,3 +55,76 @@ class FaultyRunStore:
     def join(self, ledger_store: Any) -> Any:
         self.backend = FaultyBackend(self._run_store.join(ledger_store), self._at, self._mode)
         return self.backend
+
+
+class Fault(NamedTuple):
+    """What goes wrong with a call, whether the call lands all the same, and whether all later ones go wrong too."""
+
+    error: type[BaseException]
+    landed: bool = False
+    lasting: bool = False
+
+
+WRITES = frozenset({"commit", "renew", "release", "save", "append"})
+READS = frozenset({"load", "find", "records", "landed", "alive", "claims"})
+
+WRITE_FAULTS = {
+    "dies before": Fault(ProcessDied),
+    "dies after": Fault(ProcessDied, landed=True),
+    "lost, and unclear": Fault(StoreUnclear),
+    "landed, and unclear": Fault(StoreUnclear, landed=True),
+    "fails": Fault(StoreError),
+    "is busy": Fault(StoreBusy),
+    "stays down": Fault(StoreError, lasting=True),
+    "stays unclear": Fault(StoreUnclear, lasting=True),
+    "stays unclear and lands": Fault(StoreUnclear, landed=True, lasting=True),
+    "stays busy": Fault(StoreBusy, lasting=True),
+}
+READ_FAULTS = {"fails": Fault(StoreError), "stays down": Fault(StoreError, lasting=True)}
+
+
+class BreakableBackend:
+    """A backend that works until it is armed: then call number `at` goes wrong, until it is repaired."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.repair()
+
+    def arm(self, calls: frozenset[str], at: int, fault: Fault) -> None:
+        self._calls, self._left, self._fault = calls, at, fault
+
+    def repair(self) -> None:
+        self._calls, self._left, self._fault = frozenset[str](), 0, Fault(StoreError)
+        self.fired = False
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self._inner, name)
+        return partial(self._faulty, name, member) if name in WRITES | READS else member
+
+    async def _faulty(self, name: str, member: Any, *args: Any, **kwargs: Any) -> Any:
+        if name not in self._calls:
+            return await member(*args, **kwargs)
+        self._left -= 1
+        if self._left > 0 or (self._left < 0 and not self._fault.lasting):
+            return await member(*args, **kwargs)
+        self.fired = True
+        if self._fault.landed:
+            await member(*args, **kwargs)
+        raise self._fault.error(f"{name} went wrong")
+
+
+class BreakableRunStore:
+    """A run store of ours that joins into a backend of the test, and saves through it where it can."""
+
+    def __init__(self, run_store: Any) -> None:
+        self._run_store = run_store
+        self.backend = BreakableBackend(None)
+
+    def join(self, ledger_store: Any) -> Any:
+        self.backend = BreakableBackend(self._run_store.join(ledger_store))
+        if hasattr(self._run_store, "db"):
+            self._run_store.db.backend = self.backend
+        return self.backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._run_store, name)

@@ -1,12 +1,15 @@
-"""A process that drives several runs to their ends, for a test that kills it.
+"""Processes that drive several runs to their ends, for a test that kills them.
 
-`python -m tests.killed_worker DB WORLD RUNS`. Whatever it finds half done it goes on with. It says `ready` when it
-begins, and ends with code 0 when all runs have.
+`python -m tests.killed_worker` reads a line `DB WORLD RUNS` for each and forks it, which takes milliseconds where a
+new interpreter takes half a second. Each goes on with whatever it finds half done, and ends with code 0 when all runs
+have ended. Told are its process id, when it begins, and then the code it ended with, which is the negative signal of
+one that was killed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +142,22 @@ async def answer(rt: AsyncRuntime, state: RunState) -> RunState:
     )
 
 
+def bear(database: str, world: str, runs: str) -> int:
+    """Let one process live until it ends; its id, which is nobody else's before it is reaped."""
+    pid = os.fork()
+    if pid == 0:
+        asyncio.run(main(Path(database), Path(world), int(runs)))
+        os._exit(0)
+    print(pid, flush=True)
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert found is not None
+    print(found.si_status if found.si_code == os.CLD_EXITED else -found.si_status, flush=True)
+    return pid
+
+
 if __name__ == "__main__":
-    print("ready", flush=True)
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
+    ended: int | None = None
+    for line in sys.stdin:
+        if ended is not None:
+            os.waitpid(ended, 0)
+        ended = bear(*line.split())

@@ -1,15 +1,18 @@
-"""A process for tests of several on one database: `python -m tests.process_worker drive|hold DB WORLD ...`.
+"""A process for tests of several on one database: `python -m tests.process_worker drive|hold|answer DB WORLD ...`.
 
-`drive SEED RUNS` moves many runs in an order of its own, until all have ended; others do the same.
-`hold LEASE HOW` moves one run, says `inside` in its effect and stays there until it reads a line.
+`drive SEED RUNS LEASE` moves many runs in an order of its own, until all have ended; others do the same.
+`hold LEASE HOW` moves one run, says `inside` in its effect and stays there until it reads a line. With `promised` it
+also says so, and stays there, when the effect is promised and nobody performs it yet.
+`answer NAME` answers what the run waits for as soon as it reads a line, and says whether its answer was the one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,11 @@ from abstractruntime import (
     RunState,
     RunStatus,
     SqliteDatabase,
+    StaleResumeError,
     StepPlan,
     WorkflowSpec,
 )
+from abstractruntime.core.backend import Write
 from abstractruntime.core.clock import SYSTEM_CLOCK
 from abstractruntime.core.models import TERMINAL
 
@@ -56,13 +61,13 @@ HELD: WorkflowSpec[Any] = WorkflowSpec("held", "act", {"act": act, "ask": ask, "
 RUN = "the-run"
 
 
-async def drive(database: Path, world: Path, seed: str, runs: str) -> None:
+async def drive(database: Path, world: Path, seed: str, runs: str, lease: str = "30") -> None:
     """Move all runs to their ends, a few steps at a time, together with whoever else does."""
     rng = random.Random(seed)
     pending = {f"run-{number}" for number in range(int(runs))}
     async with SqliteDatabase(database) as db:
         stores: dict[str, Any] = {"run_store": AsyncSqliteRunStore(db), "ledger_store": AsyncSqliteLedgerStore(db)}
-        async with AsyncRuntime(**stores, effect_handlers=handlers(world)) as rt:
+        async with AsyncRuntime(**stores, effect_handlers=handlers(world), lease_seconds=float(lease)) as rt:
             for run_id in sorted(pending):
                 await rt.start(workflow=WORKFLOW, run_id=run_id, vars={"number": int(run_id[4:])})
             say("ready")
@@ -106,10 +111,34 @@ async def hold(database: Path, world: Path, lease: str, how: str) -> None:
 
     async with SqliteDatabase(database) as db:
         stores: dict[str, Any] = {"run_store": AsyncSqliteRunStore(db), "ledger_store": AsyncSqliteLedgerStore(db)}
+        if how == "promised":
+            stores["run_store"] = StopsAtPromises(stores["run_store"])
         handler: Callable[..., Any] = act_in_thread if how == "thread" else act
         async with AsyncRuntime(**stores, effect_handlers={"act": handler}, lease_seconds=float(lease)) as rt:
             state = await rt.tick(workflow=HELD, run_id=RUN)
             say(f"{state.status} {state.paused} {state.vars.get('by')}")
+
+
+async def reply(database: Path, world: Path, name: str) -> None:
+    """Answer the question that stands, at the same time as others do."""
+    async with SqliteDatabase(database) as db:
+        stores: dict[str, Any] = {"run_store": AsyncSqliteRunStore(db), "ledger_store": AsyncSqliteLedgerStore(db)}
+        async with AsyncRuntime(**stores) as rt:
+            wait = (await rt.get_state(RUN)).waiting
+            assert wait is not None
+            say("ready")
+            await listen()
+            answer: dict[str, Any] = {
+                "workflow": HELD,
+                "run_id": RUN,
+                "wait_key": wait.wait_key,
+                "payload": os.getpid(),
+            }
+            try:
+                await rt.resume(**answer, max_steps=0)
+                say("delivered")
+            except StaleResumeError:
+                say("stale")
 
 
 async def listen() -> None:
@@ -121,7 +150,27 @@ async def listen_deaf() -> None:
     sys.stdin.readline()
 
 
-WAYS = {"listening": listen, "deaf": listen_deaf}
+class StopsAtPromises:
+    """A run store whose process stands still as soon as a promise is durable."""
+
+    def __init__(self, run_store: Any) -> None:
+        self._run_store = run_store
+
+    def join(self, ledger_store: Any) -> Any:
+        backend: Any = self._run_store.join(ledger_store)
+        commit = backend.commit
+
+        async def commit_and_stop(write: Write) -> None:
+            await commit(write)
+            if write.run.intent is not None and write.run.intent.token is not None:
+                say("promised")
+                await listen_deaf()
+
+        backend.commit = commit_and_stop
+        return backend
+
+
+WAYS: dict[str, Callable[[], Awaitable[None]]] = {"listening": listen, "deaf": listen_deaf, "promised": listen_deaf}
 
 
 def say(text: str) -> None:
@@ -130,4 +179,5 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     mode, database, world, *rest = sys.argv[1:]
-    asyncio.run({"drive": drive, "hold": hold}[mode](Path(database), Path(world), *rest))
+    work: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {"drive": drive, "hold": hold, "answer": reply}
+    asyncio.run(work[mode](Path(database), Path(world), *rest))

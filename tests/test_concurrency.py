@@ -24,7 +24,7 @@ from abstractruntime.runtime import MAX_HANDLER_THREADS
 
 from . import worlds
 from .scale import scaled
-from .worlds import Gate, World, ask, eventually, flow, go, one, statuses
+from .worlds import Gate, World, a_moment, ask, eventually, flow, go, one, statuses
 
 world = worlds.world
 async_world = worlds.async_world
@@ -333,7 +333,7 @@ async def test_two_runtimes_on_one_store_in_one_process_perform_no_effect_twice(
             state: RunState = await rt.tick(workflow=work, run_id=run_id)
             if state.status is not RunStatus.RUNNING:
                 return state
-            await asyncio.sleep(0)  # busy elsewhere
+            await a_moment()  # busy elsewhere
 
     states = await asyncio.gather(*(drive(rt, run_id) for rt in runtimes for run_id in ids))
     assert all(state.output == {f"got{n}": n for n in range(5)} for state in states)

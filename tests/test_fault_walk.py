@@ -33,7 +33,7 @@ from abstractruntime import (
 from abstractruntime.core.models import TERMINAL
 from abstractruntime.storage.user_pair import join_stores
 
-from .checks import check_ledger
+from .checks import check_ledger, shape
 from .clocks import StillClock
 from .faults import FaultyBackend, FaultyRunStore, ProcessDied
 from .scale import scaled
@@ -203,7 +203,7 @@ class World:
     def stores(self) -> tuple[Any, Any]:
         if self.kind == "memory":
             return self._memory
-        self._databases.append(SqliteDatabase(self.path))
+        self._databases.append(SqliteDatabase(self.path, synchronous="NORMAL"))
         return AsyncSqliteRunStore(self._databases[-1]), AsyncSqliteLedgerStore(self._databases[-1])
 
     async def live(self, *, at: int = 0, mode: str = "die_before") -> FaultyBackend:
@@ -227,15 +227,6 @@ class World:
     async def close(self) -> None:
         for database in self._databases:
             await database.aclose()
-
-
-def shape(ledger: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """What of a ledger must not depend on faults: what landed, in order, with its result."""
-    return [
-        (r["node_id"], r["status"], r["idempotency_key"] if r["effect"] else None)
-        for r in ledger
-        if r["status"] in ("completed", "waiting")
-    ]
 
 
 def timeless(state: RunState) -> dict[str, Any]:

@@ -130,6 +130,29 @@ def test_only_the_clock_reads_the_time_or_sleeps(module):
     assert not uses, f"{uses}: take a Clock instead"
 
 
+#: handlers of every exception after which the same is done again, another way, so that it is raised there
+AGAIN = {"storage.sqlite.batch": 1}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_error_of_any_kind_is_swallowed(module):
+    """A handler of every exception raises one, hands it on, or logs it."""
+    silent = []
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.ExceptHandler) and _is_broad(node.type):
+            names = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+            raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+            if not (raises or "log" in names or node.name in names):
+                silent.append(f"line {node.lineno}")
+    assert len(silent) == AGAIN.get(module, 0), silent
+
+
+def _is_broad(kind: ast.expr | None) -> bool:
+    return kind is None or any(
+        isinstance(node, ast.Name) and node.id in ("Exception", "BaseException") for node in ast.walk(kind)
+    )
+
+
 def test_importing_the_package_imports_nothing_but_its_base_dependencies():
     program = "import sys; before = set(sys.modules); import abstractruntime; print(*set(sys.modules) - before)"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from abstractruntime import (
+    AsyncRuntime,
+    AsyncSqliteLedgerStore,
+    AsyncSqliteRunStore,
     Change,
     DefaultEffectPolicy,
     Effect,
@@ -19,6 +22,7 @@ from abstractruntime import (
     Request,
     RunState,
     RunStatus,
+    SqliteDatabase,
     StepPlan,
 )
 
@@ -406,3 +410,27 @@ async def test_fleets_of_parallel_steps_land_in_shared_commits(async_world: Worl
     states = await asyncio.gather(*(rt.run(step(*shops(8))) for _ in range(scaled(30, 500))))
     assert {state.status for state in states} == {RunStatus.COMPLETED}
     assert set(shop.calls.values()) == {1}
+
+
+async def test_stores_of_users_get_the_same_and_repeat_only_what_had_not_landed(tmp_path: Any) -> None:
+    database, other = SqliteDatabase(tmp_path / "runs.db"), SqliteDatabase(tmp_path / "ledger.db")
+    pair: dict[str, Any] = {"run_store": AsyncSqliteRunStore(database), "ledger_store": AsyncSqliteLedgerStore(other)}
+    shop = Shop()
+    shop.gates = {1: Gate()}
+    workflow = step(*shops(3))
+    async with database, other:
+        rt = AsyncRuntime(**pair, effect_handlers={"fetch": shop.fetch})
+        await rt.start(workflow=workflow, run_id="r")
+        ticking = asyncio.ensure_future(rt.tick(workflow=workflow, run_id="r"))
+        await until_landed(rt, 2)
+        intent = (await rt.get_state("r")).intent
+        assert intent is not None
+        assert [part.ended is not None for part in intent.parts] == [True, False, True]
+        ticking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ticking
+        shop.gates[1].open()
+        async with AsyncRuntime(**pair, effect_handlers={"fetch": shop.fetch}) as again:
+            state = await again.tick(workflow=workflow, run_id="r")
+        assert state.output == {"price": {"s0": 0, "s1": 10, "s2": 20}}
+        assert sorted(shop.calls.values()) == [1, 1, 2]

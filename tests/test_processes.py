@@ -5,14 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,82 +24,19 @@ from abstractruntime import (
     SqliteRunStore,
 )
 
+from . import workers
 from .checks import attempts_of, check_ledger, lost_attempts_of
 from .killed_worker import OUTSIDE, expected_output
 from .outside import perform, performances
 from .process_worker import HELD, RUN
 from .scale import scaled
+from .workers import Start, stop
 
-ROOT = Path(__file__).parent.parent
+start, start_in = workers.start, workers.start_in
 RUNS = scaled(30, 500)
 
 #: seconds; how long a test waits for what takes one at most
 BOUND = 30
-
-
-class Worker:
-    """A process of `tests.process_worker`, one line of talk at a time."""
-
-    def __init__(self, folder: Path, mode: str, *arguments: object) -> None:
-        command = [sys.executable, "-m", "tests.process_worker", mode, folder / "runs.db", folder / "world", *arguments]
-        self._errors = (folder / f"errors-{'-'.join(map(str, arguments))}").open("w+")
-        self.process = subprocess.Popen(
-            [str(part) for part in command],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
-        # A worker that hangs must fail its test and not hang it: readline() then finds the end of the talk.
-        self._watch = threading.Timer(scaled(60, 600), self.process.kill)
-        self._watch.start()
-
-    def hear(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"ended with code {self.process.wait()}: {self.errors()}"
-        return line.strip()
-
-    def tell(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def errors(self) -> str:
-        self._errors.seek(0)
-        return self._errors.read()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def end(self) -> None:
-        """It ends by itself, with code 0."""
-        assert self.process.wait() == 0, self.errors()
-
-    def close(self) -> None:
-        self._watch.cancel()
-        self.process.kill()
-        self.process.communicate()
-        self._errors.close()
-
-
-Start = Callable[..., Worker]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Start a worker; all are gone when the test ends."""
-    workers: list[Worker] = []
-
-    def start(mode: str, *arguments: object) -> Worker:
-        workers.append(Worker(tmp_path, mode, *arguments))
-        return workers[-1]
-
-    yield start
-    for worker in workers:
-        worker.close()
 
 
 class Here:
@@ -182,6 +114,7 @@ def test_a_stopped_owner_is_replaced_and_its_late_outcome_changes_nothing(
     owner.tell()
     assert owner.hear() == f"{taken.status} False the successor"
     owner.end()
+    assert "was taken over; its outcome is dropped" in owner.errors()
     assert here.rt.get_state(RUN) == taken
     assert here.rt.get_ledger(RUN) == ledger
     (key,) = lost_attempts_of(ledger)
@@ -191,13 +124,27 @@ def test_a_stopped_owner_is_replaced_and_its_late_outcome_changes_nothing(
     ]
 
 
-def stop(owner: Worker, database: Path) -> None:
-    """Stop the process, but not in the middle of a write: it would keep the file locked and nobody could go on."""
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        os.kill(owner.process.pid, signal.SIGSTOP)
-        os.waitpid(owner.process.pid, os.WUNTRACED)
-        connection.execute("ROLLBACK")
+def test_a_process_stopped_between_promise_and_perform_cannot_overwrite_what_its_successor_did(
+    start: Start, here: Here
+) -> None:
+    here.begin()
+    owner = start("hold", 0.3, "promised")
+    assert owner.hear() == "promised"
+    stop(owner, here.path)
+    taken, ledger = here.tick_until_it_moves(), here.rt.get_ledger(RUN)
+    os.kill(owner.process.pid, signal.SIGCONT)
+    owner.tell()
+    while (said := owner.hear()) == "inside":
+        owner.tell()
+    assert said == f"{taken.status} False the successor"
+    owner.end()
+    assert "was taken over; its outcome is dropped" in owner.errors()
+    assert here.rt.get_state(RUN) == taken
+    assert here.rt.get_ledger(RUN) == ledger
+    check_ledger(taken, ledger)
+    (key,) = lost_attempts_of(ledger)
+    assert attempts_of(ledger) == {key: 2}
+    assert [(p.key, p.attempt) for p in performances(here.world)] == [(key, 2)], "it looks before it performs"
 
 
 def test_a_killed_owner_is_replaced_at_once_however_long_its_lease(start: Start, here: Here) -> None:
@@ -263,3 +210,18 @@ def test_a_ledger_that_another_process_writes_is_followed_to_its_end(start: Star
     assert [entry.record for entry in found] == here.rt.get_ledger("run-1")
     assert [entry.offset for entry in found] == list(range(1, len(found) + 1))
     worker.end()
+
+
+def test_of_processes_that_answer_one_question_at_once_one_is_heard(start: Start, here: Here) -> None:
+    here.begin(ask=True)
+    assert here.tick().status is RunStatus.WAITING
+    workers = {worker.process.pid: worker for worker in (start("answer", number) for number in range(3))}
+    for worker in workers.values():
+        assert worker.hear() == "ready"
+    for worker in workers.values():
+        worker.tell()
+    said = {pid: worker.hear() for pid, worker in workers.items()}
+    assert sorted(said.values()) == ["delivered", "stale", "stale"]
+    state = here.tick()
+    assert said[state.vars["answer"]] == "delivered"
+    check_ledger(state, here.rt.get_ledger(RUN))

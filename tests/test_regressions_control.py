@@ -20,7 +20,7 @@ from abstractruntime import (
 )
 
 from . import worlds
-from .worlds import Gate, World, eventually, one, statuses
+from .worlds import Gate, World, a_moment, eventually, one, statuses
 
 world = worlds.world
 async_world = worlds.async_world
@@ -156,7 +156,7 @@ async def test_a_cancel_that_one_run_asks_of_another_reaches_its_handler_at_the_
     assert slow.cancelled == 0
     while not task.done():
         world.clock.advance(1)
-        await asyncio.sleep(0)
+        await a_moment()
     assert ((await task).status, (await task).error, slow.cancelled) == (RunStatus.CANCELLED, "asked", 1)
 
 

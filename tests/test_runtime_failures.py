@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from typing import Any
 
 import pytest
 
 from abstractruntime import (
     DefaultEffectPolicy,
+    Effect,
     EffectCall,
     EffectOutcome,
     RunNotFailed,
     RunQuarantined,
     RunState,
     RunStatus,
+    RuntimeClosed,
     StepPlan,
+    StoreTooLarge,
     UnknownRun,
 )
 
@@ -25,6 +29,7 @@ from .worlds import Gate, World, eventually, flow, go, one, statuses
 
 world = worlds.world
 async_world = worlds.async_world
+sqlite_world = worlds.sqlite_world
 
 
 class Broken:
@@ -172,6 +177,74 @@ async def test_a_run_that_fails_however_often_it_is_retried_is_set_apart(world: 
     assert (await rt.get_state("r")).quarantined == "it failed again after 2 retries"
     with pytest.raises(RunQuarantined):
         await rt.retry_run("r")
+
+
+async def test_a_closed_runtime_claims_nothing(async_world: World) -> None:
+    def handler(call: EffectCall) -> EffectOutcome:
+        raise AssertionError("it was performed")
+
+    rt = async_world.runtime({"host": handler})
+    await rt.aclose()
+    with pytest.raises(RuntimeClosed, match="claims no effect any more"):
+        await rt.run(one("host"), run_id="r")
+    assert await rt.get_ledger("r") == []
+
+
+# -- what is too large for the store
+
+
+async def limited(world: World, handlers: dict[str, Any]) -> Any:
+    """A runtime on a SQLite database that takes no value above 100,000 bytes."""
+    stores = world.stores()
+    rt = world.runtime(handlers, stores=stores)
+    await rt.start(workflow=one("host"), run_id="other")
+    stores[0].db.backend._writer._raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+    return rt
+
+
+async def test_an_outcome_too_large_for_the_store_fails_its_effect_once(sqlite_world: World) -> None:
+    performed: list[str] = []
+
+    async def handler(call: EffectCall) -> EffectOutcome:
+        performed.append(call.key)
+        return EffectOutcome.completed("x" * 200_000)
+
+    rt = await limited(sqlite_world, {"host": handler})
+    state = await rt.run(one("host"), run_id="r")
+    assert (state.status, len(performed)) == (RunStatus.FAILED, 1)
+    assert "The result cannot be stored" in state.error
+    assert "larger than SQLite can store" in state.error
+
+
+async def test_among_several_only_the_one_too_large_fails(sqlite_world: World) -> None:
+    performed: list[int] = []
+
+    async def handler(call: EffectCall) -> EffectOutcome:
+        performed.append(call.payload["size"])
+        return EffectOutcome.completed("x" * call.payload["size"])
+
+    rt = await limited(sqlite_world, {"host": handler})
+    effects = [Effect("host", {"size": size}, f"r{size}") for size in (10, 200_000, 20)]
+    workflow = flow(
+        "work", work=lambda run, ctx: StepPlan("work", effects=effects, next_node="end", on_failure="collect")
+    )
+    state = await rt.run(workflow, run_id="r")
+    assert sorted(performed) == [10, 20, 200_000]
+    assert (state.output["r10"], state.output["r20"]) == ("x" * 10, "x" * 20)
+    assert "cannot be stored" in state.output["r200000"]["error"]
+
+
+async def test_vars_too_large_for_the_store_are_told_and_lose_nothing(sqlite_world: World) -> None:
+    def work(run: RunState, ctx: Any) -> StepPlan:
+        run.vars["text"] = "x" * 200_000
+        return StepPlan("work", next_node="end")
+
+    rt = await limited(sqlite_world, {})
+    workflow = flow("work", work=work)
+    with pytest.raises(StoreTooLarge, match="Keep it outside"):
+        await rt.run(workflow, run_id="r")
+    state = await rt.get_state("r")
+    assert (state.status, "text" in state.vars) == (RunStatus.RUNNING, False)
 
 
 # -- places

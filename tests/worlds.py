@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -57,8 +57,10 @@ class Awaited:
 class World:
     """One pair of stores and a still clock; every runtime made on them is closed in the end."""
 
-    def __init__(self, facade: str, kind: str, folder: Path) -> None:
-        self.facade, self.kind = facade, kind
+    def __init__(
+        self, facade: str, kind: str, folder: Path, *, synchronous: Literal["FULL", "NORMAL"] = "FULL"
+    ) -> None:
+        self.facade, self.kind, self._synchronous = facade, kind, synchronous
         self.clock = StillClock()
         self.path = folder / "runs.db"
         self._memory = (InMemoryRunStore(), InMemoryLedgerStore())
@@ -72,7 +74,7 @@ class World:
             if self.facade == "sync":
                 return runs, ledgers
             return AsyncInMemoryRunStore(runs), AsyncInMemoryLedgerStore(ledgers)
-        database = SqliteDatabase(self.path)
+        database = SqliteDatabase(self.path, synchronous=self._synchronous)
         self._databases.append(database)
         if self.facade == "sync":
             return SqliteRunStore(database), SqliteLedgerStore(database)
@@ -95,10 +97,12 @@ class World:
         return rt, store
 
     async def close(self) -> None:
+        """Close what was made so far; what is stored stays, also in memory."""
         for rt in self._runtimes:
             await rt.aclose()
         for database in self._databases:
             await database.aclose()
+        self._runtimes, self._databases = [], []
 
 
 @pytest.fixture(params=["async-memory", "async-sqlite", "sync-memory", "sync-sqlite"])
@@ -157,11 +161,16 @@ class Gate:
                 future.set_result(None)
 
 
+async def a_moment() -> None:
+    """Let others move. A loop that only turns keeps the interpreter from their threads for most of the time."""
+    await asyncio.sleep(0.001)
+
+
 async def eventually(condition: Callable[[], object]) -> None:
     """Let the event loop turn until the condition holds."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - the condition is of another thread, or of the package's inside
-            await asyncio.sleep(0)
+        while not condition():
+            await a_moment()
 
 
 def ask(node: str, kind: str, payload: dict[str, Any] | None = None, key: str | None = None, then: str | None = "end"):

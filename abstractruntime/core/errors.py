@@ -11,6 +11,7 @@
     ├── RunPaused (ValueError)              resume() on a paused run
     ├── RunNotFailed (ValueError)           retry_run() on a run that ended otherwise
     ├── RunQuarantined (ValueError)         retry_run() on a run that failed again and again
+    ├── RuntimeClosed (RuntimeError)        a runtime was used after close()
     ├── ReentrantTick (RuntimeError)        a run was driven from inside itself
     ├── InvalidId (ValueError)              an id that could not be a safe name
     ├── InvalidCursor (ValueError)          a cursor that this query of this store did not give
@@ -26,6 +27,7 @@
         ├── StoreUnclear                    the write may or may not have landed
         ├── StoreBusy                       another process kept the lock for too long
         ├── StoreFull                       no room is left on the disk
+        ├── StoreTooLarge                   a value is larger than the store can hold
         ├── StoreReadOnly                   the file or its folder may not be written to
         ├── StoreVanished                   the file was deleted or replaced while it was open
         ├── StoreCorrupt                    what is stored cannot be read
@@ -99,6 +101,10 @@ class RunNotFailed(AbstractRuntimeError, ValueError):
 
 class RunQuarantined(AbstractRuntimeError, ValueError):
     """The run failed again and again and was set apart."""
+
+
+class RuntimeClosed(AbstractRuntimeError, RuntimeError):
+    """The runtime was closed."""
 
 
 class ReentrantTick(AbstractRuntimeError, RuntimeError):
@@ -183,6 +189,10 @@ class StoreBusy(StoreError):
 
 class StoreFull(StoreError):
     """No room is left on the disk; nothing was written."""
+
+
+class StoreTooLarge(StoreError):
+    """A value is larger than the store can hold; nothing was written."""
 
 
 class StoreReadOnly(StoreError):

@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from .backend import Backend
 from .clock import Clock, epoch_micros
-from .errors import StoreClosed, StoreError, StoreUnclear
+from .errors import RuntimeClosed, StoreClosed, StoreError, StoreUnclear
 from .ids import Ids
 from .models import RunState
 from .outcomes import CancelSignal, EffectOutcome
@@ -107,13 +107,19 @@ class Leases:
         self.owner, self.next_id = ids.owner, ids.next
         self._flights: dict[str, Flight] = {}
         self._until = 0
+        self._closed = False
         self._renewing: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heart: asyncio.Task[None] | None = None
         _PEERS[self.owner] = self
 
     async def ensure(self) -> None:
-        """Return when the lease runs for at least another half of its length: before every claim."""
+        """Return when the lease runs for at least another half of its length: before every claim.
+
+        Raises `RuntimeClosed` after `close()`.
+        """
+        if self._closed:
+            raise RuntimeClosed("This runtime was closed and claims no effect any more. Make a new one.")
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # the first use, or a new loop after asyncio.run ended
             self._loop, self._renewing, self._heart = loop, asyncio.Lock(), None
@@ -122,6 +128,18 @@ class Leases:
             async with self._renewing:
                 if self._short_of(self._length / 2):
                     await self._renew()
+
+    async def still_holds(self, flight: Flight) -> bool:
+        """Whether the claim is still ours, asked just before its effect is performed.
+
+        A process that was stopped for longer than its lease may have lost it; otherwise no store is asked.
+        """
+        if self._until > self._now():
+            return True
+        await self.ensure()
+        claims = await self._backend.claims([flight.run_id])
+        token, _ = claims.get(flight.run_id, (flight.token, False))
+        return token == flight.token
 
     @contextmanager
     def flight(self, run_id: str, token: str) -> Iterator[Flight]:
@@ -153,15 +171,22 @@ class Leases:
         return await self._backend.alive(run.owner, self._now())
 
     async def close(self) -> None:
-        """Give up the lease. Effects still in flight may be taken over."""
+        """Give up the lease, for good. Effects still in flight may be taken over."""
+        self._closed = True
         if self._heart is not None and self._loop is asyncio.get_running_loop():
             self._heart.cancel()
         if self._until:
             self._until = 0
             try:
-                await self._backend.release(self.owner)
+                await self._release()
             except StoreError as error:
                 log.warning("Owner %s could not give up its lease, which expires by itself: %s", self.owner, error)
+
+    async def _release(self) -> None:
+        try:
+            await self._backend.release(self.owner)
+        except StoreUnclear:
+            await self._backend.release(self.owner)  # giving it up twice does no harm
 
     def _now(self) -> int:
         return epoch_micros(self._clock.now())

@@ -16,6 +16,7 @@ from ...core.errors import (
     StoreError,
     StoreFull,
     StoreReadOnly,
+    StoreTooLarge,
     StoreUnclear,
     StoreVanished,
 )
@@ -35,7 +36,6 @@ _ADVICE = {
     sqlite3.SQLITE_IOERR: "the disk could not be read or written; check it and the permissions of the folder",
     sqlite3.SQLITE_CANTOPEN: "the file cannot be opened; check its permissions and how many files are open",
     sqlite3.SQLITE_PERM: "the file may not be opened; check its permissions",
-    sqlite3.SQLITE_TOOBIG: "a value is larger than SQLite can store; keep it in an artifact",
     sqlite3.SQLITE_NOMEM: "there is not enough memory",
 }
 #: what SQLite says when the reason is to be found in the file system
@@ -126,6 +126,11 @@ def _meaning(code: int | None, error: sqlite3.Error, path: str) -> StoreError:
         return StoreFull(f"{path}: {_MAKE_ROOM} ({error}).")
     if primary == sqlite3.SQLITE_READONLY:
         return StoreReadOnly(f"{path}: the file or its folder may not be written to; {_ALLOW} ({error}).")
+    if primary == sqlite3.SQLITE_TOOBIG:
+        return StoreTooLarge(
+            f"{path}: a value is larger than SQLite can store ({error}); nothing was written. Keep it outside, in an "
+            "artifact or a file, and store what names it."
+        )
     if primary in _LOOK:
         found = _seen_in_the_file_system(path)
         if found is not None:
