@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from abstractruntime import RunState
+from abstractruntime.core import kernel
 
 from .model import written
 
@@ -32,11 +33,12 @@ def check_ledger(state: RunState, ledger: Ledger) -> None:
 
 
 def check_on_the_way(state: RunState, ledger: Ledger) -> None:
-    """At any moment: the state counts its records, and the only promise without an end is the effect in flight."""
+    """At any moment: the state counts its records, and the only promises without an end are the effects in flight."""
     assert len(ledger) == state.records
     started = Counter(record["step_id"] for record in ledger if record["status"] == "started")
     ended = Counter(r["step_id"] for r in ledger if r["status"] != "started" and r["step_id"] in started)
-    in_flight = {state.intent.step_id} if state.intent is not None and state.intent.token is not None else set()
+    claimed = state.intent is not None and state.intent.token is not None
+    in_flight = {attempt.step_id for attempt in kernel.in_flight(state.intent)} if claimed and state.intent else set()
     assert set((started - ended).elements()) == in_flight
     assert not ended - started, "a step ended twice"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from abstractruntime import Runtime
+from abstractruntime import EffectOutcome, Runtime
 from abstractruntime.core.errors import StoreBusy, StoreCorrupt, StoreError, StoreSchemaTooNew
 from abstractruntime.core.models import RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
 from abstractruntime.storage.sqlite import (
@@ -79,6 +79,12 @@ def write_golden(path: Path) -> None:
         rt = Runtime(run_store=SqliteRunStore(database), ledger_store=SqliteLedgerStore(database))
         rt.start(workflow=one("answer_user", {"message": "hello"}), run_id="golden-3")
         rt.tick(workflow=one("answer_user", {"message": "hello"}), run_id="golden-3")
+        outside = {"host": lambda call: EffectOutcome.completed("done")}
+        rt = Runtime(
+            run_store=SqliteRunStore(database), ledger_store=SqliteLedgerStore(database), effect_handlers=outside
+        )
+        rt.start(workflow=one("host", {"amount": 5}), run_id="golden-4")
+        rt.tick(workflow=one("host", {"amount": 5}), run_id="golden-4")
 
 
 each_version = pytest.mark.parametrize("golden", VERSIONS, ids=lambda path: path.stem)
@@ -109,6 +115,9 @@ def test_a_file_of_any_version_opens_and_reads(tmp_path, golden):
         assert [row["prompt"] for row in runs.find_waits(reason=WaitReason.USER, actor_id="actor").items] == ["Go on?"]
         if golden.stem != "sqlite_schema_1":  # from the second on, one record may stand for two
             assert statuses(ledgers.list("golden-3")) == ["started", "completed", "completed", "completed"]
+        if golden.stem not in ("sqlite_schema_1", "sqlite_schema_2"):  # from the third on, the end repeats no effect
+            effects = [record["effect"] for record in ledgers.list("golden-4")[:2]]
+            assert effects == [{"type": "host", "payload": {"amount": 5}, "result_key": "result"}] * 2
         runs.save(found)
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from .errors import StoreCorrupt, UnsafeValue
-from .models import RunState, StepRecord
+from .models import RunState, StepRecord, StepStatus
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder().decode
@@ -102,10 +102,37 @@ def decode_records(data: bytes, run_id: str) -> list[StepRecord]:
         ) from error
 
 
+def fill(records: Sequence[StepRecord], earlier: Callable[[], Iterable[StepRecord]]) -> None:
+    """Give every slim record the effect of the STARTED record of its step.
+
+    That is among `records`, before it, or among the earlier ones, which are asked for only then, newest first.
+    """
+    started: dict[str, Any] = {}
+    missing: dict[str, StepRecord] = {}
+    for record in records:
+        if record.status is StepStatus.STARTED:
+            started[record.step_id] = record.effect
+        elif record.slim and record.step_id in started:
+            _fill_one(record, started[record.step_id])
+        elif record.slim:
+            missing[record.step_id] = record
+    if not missing:
+        return
+    for record in earlier():
+        if record.status is StepStatus.STARTED and record.step_id in missing:
+            _fill_one(missing.pop(record.step_id), record.effect)
+            if not missing:
+                return
+
+
+def _fill_one(record: StepRecord, effect: Any) -> None:
+    record.effect, record.slim = copy_of(effect), False
+
+
 def record_dict(record: StepRecord) -> dict[str, Any]:
     """A record as `get_ledger` shows it: every field but how it is stored, plain JSON."""
     shown = {**msgspec.structs.asdict(record), "status": str(record.status)}
-    del shown["folded"]
+    del shown["folded"], shown["slim"]
     shown.pop("changes") if not record.changes else shown.update(changes=msgspec.to_builtins(record.changes))
     return shown
 

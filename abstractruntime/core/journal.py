@@ -19,8 +19,8 @@ from .clock import Clock, iso, parse_instant
 from .codec import REFUSALS, copy_of, decode_run, encode_records, encode_run, record_dict
 from .errors import RevisionConflict, StoreCorrupt, StoreUnclear, UnknownRun, UnsafeValue
 from .ids import check_id
-from .kernel import known_by
-from .models import Commit, RunState, RunStatus, StepRecord, WaitReason, WaitState
+from .kernel import in_flight, known_by
+from .models import Commit, RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
 from .secrets import admit
 
 log = logging.getLogger("abstractruntime.journal")
@@ -31,18 +31,22 @@ LedgerCallback = Callable[[dict[str, Any]], object]
 _PATIENCE = (0.01, 0.05, 0.25, 1.0)
 
 
-def prepare(commit: Commit) -> Write:
-    """A commit as bytes with its guard. What crosses the JSON and secrets borders was admitted before."""
+def prepare(commit: Commit, *, slim: bool = True) -> Write:
+    """A commit as bytes with its guard. What crosses the JSON and secrets borders was admitted before.
+
+    With `slim` the record that ends an attempt does not repeat the effect that its STARTED record holds.
+    """
     before, run = commit.before, commit.run
+    records = _slim(commit) if slim and before is not None and before.intent is not None else commit.records
     if commit.landing is not None:
-        return _landing(commit, commit.landing)
+        return _landing(commit, commit.landing, records)
     return Write(
         run=run,
         data=encode_run(run),
         expected=None if before is None else before.revision,
         expected_records=0 if before is None else before.records,
         answered=len(commit.answers),
-        records=encode_records(commit.records) if commit.records else b"[]",
+        records=encode_records(records) if records else b"[]",
         count=run.records if before is None else run.records - before.records,
         lookup_key=commit.lookup_key,
         requests=commit.requests,
@@ -55,7 +59,20 @@ def prepare(commit: Commit) -> Write:
     )
 
 
-def _landing(commit: Commit, commit_id: str) -> Write:
+def _slim(commit: Commit) -> tuple[StepRecord, ...]:
+    intent = None if commit.before is None else commit.before.intent
+    if intent is None or intent.token is None:
+        return commit.records
+    begun = {attempt.step_id for attempt in in_flight(intent)}
+    return tuple(
+        replace(record, effect=None, slim=True)
+        if record.step_id in begun and record.status is not StepStatus.STARTED and record.reused_from is None
+        else record
+        for record in commit.records
+    )
+
+
+def _landing(commit: Commit, commit_id: str, records: tuple[StepRecord, ...]) -> Write:
     before = commit.before
     assert before is not None
     return Write(
@@ -63,8 +80,8 @@ def _landing(commit: Commit, commit_id: str) -> Write:
         data=b"",
         expected=before.revision,
         expected_records=before.records,
-        records=encode_records(commit.records),
-        count=len(commit.records),
+        records=encode_records(records),
+        count=len(records),
         lookup_key=commit.lookup_key,
         requests=commit.requests,
         landing=True,
@@ -156,7 +173,7 @@ class Journal:
 
         Raises `RevisionConflict` when the run moved on, `StoreUnclear` when not even looking helped.
         """
-        write = prepare(commit)
+        write = prepare(commit, slim=self.backend.atomic)
         try:
             await self.backend.commit(write)
         except StoreUnclear as error:

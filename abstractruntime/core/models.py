@@ -296,6 +296,8 @@ class StepRecord(Struct, dict=True, omit_defaults=True):
     changes: tuple[Change, ...] = ()
     #: as stored: stands for its STARTED record too, which the same commit wrote; readers get the two
     folded: bool = False
+    #: as stored: its effect is that of the STARTED record of the same step; readers get it filled in
+    slim: bool = False
 
     @classmethod
     def start(

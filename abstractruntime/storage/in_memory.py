@@ -11,13 +11,13 @@ import itertools
 import threading
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from msgspec.structs import replace
 
 from ..core.backend import Backend, Loaded, Write
-from ..core.codec import decode_records, decode_run, encode_records, record_dict
+from ..core.codec import decode_records, decode_run, encode_records, fill, record_dict
 from ..core.errors import RevisionConflict
 from ..core.ids import check_id, new_id
 from ..core.journal import prepare_save
@@ -233,7 +233,16 @@ class InMemoryLedgerStore(LedgerStore):
             rows = self._ledgers.get(run_id, [])[first : None if limit is None else first + limit + 1]
             skipped = after + 1 - starts[first] if starts else 0
         found = [record for row in rows for record in decode_records(row, run_id)]
-        return found[skipped : None if limit is None else skipped + limit]
+        found = found[skipped : None if limit is None else skipped + limit]
+        fill(found, lambda: self._newest_first(run_id, first + 1))
+        return found
+
+    def _newest_first(self, run_id: str, rows: int | None = None) -> Iterator[StepRecord]:
+        """The records of the first so many rows, or of all."""
+        with self._lock:
+            some = self._ledgers.get(run_id, [])[:rows]
+        for row in reversed(some):
+            yield from reversed(decode_records(row, run_id))
 
 
 class AsyncInMemoryRunStore(AsyncFinder):
@@ -368,7 +377,9 @@ class MemoryBackend:
 
     async def find(self, run_id: str, key: str) -> list[StepRecord]:
         rows = tuple(self._ledgers._by_key.get((run_id, key), ()))
-        return [record for row in rows for record in decode_records(row, run_id)]
+        found = [record for row in rows for record in decode_records(row, run_id)]
+        fill(found, lambda: self._ledgers._newest_first(run_id))
+        return found
 
     async def records(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
         return self._ledgers._records(run_id, after, limit)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ...core.codec import decode_records, decode_run, encode
+from ...core.codec import decode_records, decode_run, encode, fill
 from ...core.errors import StoreCorrupt
 from ...core.models import Request, RunState, RunStatus, StepRecord, WaitReason
 from ..base import newest_first, run_filter
@@ -20,6 +20,7 @@ _STATES_OF_RUNS = QUERIES["states_of_runs"]
 _LAST_OF_LEDGER = QUERIES["last_of_ledger"]
 _RECORDS_AFTER = QUERIES["records_after"]
 _RECORDS_NEWEST_FIRST = QUERIES["records_newest_first"]
+_RECORDS_BEFORE = QUERIES["records_before"]
 _RECORDS_BY_KEY = QUERIES["records_by_key"]
 _RUNS_AT_REST = QUERIES["runs_at_rest"]
 _RUNS_RUNNING = QUERIES["runs_running"]
@@ -78,14 +79,23 @@ def records(connection: sqlite3.Connection, run_id: str, after: int = 0, limit: 
     for seq, data in connection.execute(_RECORDS_AFTER, wanted).fetchall():
         some = decode_records(data, run_id)
         found += some[max(0, after + 1 - seq) :]
-    return found if limit is None else found[:limit]
+    found = found if limit is None else found[:limit]
+    fill(found, lambda: _newest_first(connection, run_id, _RECORDS_BEFORE, run_pk, after))
+    return found
 
 
 def records_by_key(connection: sqlite3.Connection, run_id: str, key: str) -> list[StepRecord]:
     """Records that were written under this lookup key, oldest first."""
     run_pk = first(connection, _ID_OF_RUN, (run_id,))
     rows = connection.execute(_RECORDS_BY_KEY, (run_pk, key)).fetchall()
-    return [record for (data,) in rows for record in decode_records(data, run_id)]
+    found = [record for (data,) in rows for record in decode_records(data, run_id)]
+    fill(found, lambda: _newest_first(connection, run_id, _RECORDS_NEWEST_FIRST, run_pk))
+    return found
+
+
+def _newest_first(connection: sqlite3.Connection, run_id: str, query: str, *parameters: Any) -> Iterator[StepRecord]:
+    for (data,) in connection.execute(query, parameters):
+        yield from reversed(decode_records(data, run_id))
 
 
 def landed(connection: sqlite3.Connection, run_id: str, commit_id: str) -> bool:

@@ -124,6 +124,10 @@ ORDER BY l.seq LIMIT :limit;
 -- Whoever asks whether a commit landed asks about one of the last.
 SELECT data FROM ledger WHERE run = ? ORDER BY seq DESC;
 
+-- name: records_before
+-- Where the effect of a slim record stands is rarely more than a few rows away.
+SELECT data FROM ledger WHERE run = ? AND seq <= ? ORDER BY seq DESC;
+
 -- name: records_by_key
 -- +seq, or the planner walks the whole ledger in order to save itself the sorting of a few rows.
 SELECT data FROM ledger WHERE run = ? AND lookup_key = ? ORDER BY +seq;
