@@ -42,6 +42,14 @@ SAYS = {
         r"  5 decide +completed +emit_event",
         r"ended: \['payment-3', 'payment-2'\]",
     ],
+    "parallel_effects.py": [
+        r"process 1 \| north: attempt 1, key \w+",
+        r"process 1 \| south: attempt 1, key \w+",
+        r"process 1 \| the others have landed, west still thinks",
+        r"process 1 > killed with SIGKILL",
+        r"process 2 \| west: attempt 2, key \w+",
+        r"process 2 \| completed: \{'shop': 'south', 'price': 39\}",
+    ],
     "backup.py": [
         r"copied: runs\.db, while 10 effects are in flight",
         r"the database: 10 runs completed, attempt 1",
