@@ -77,6 +77,8 @@ class Performer:
             outcome = await self._attempts.outcome(handler, call, nodes, [])
         else:
             async with self._attempts.capacity.place(effect.type):
+                if self._attempts.capacity.limited(effect.type):
+                    stamp = self.stamp()  # it may have waited for long
                 return await self._claimed(
                     stamp, lambda: kernel.promise(run, intent, self._leases.owner, stamp), run, raws, nodes
                 )
@@ -109,11 +111,10 @@ class Performer:
             give_up = {step_id for step_id, rule in rules.items() if rule == "fail"}
             if give_up and not intent.parts:
                 return await self._journal.commit(kernel.lost(run, self.stamp()))
-        stamp = self.stamp()
         if not intent.parts and self._attempts.handler(intent.effect.type) is None:
-            return await self._journal.commit(kernel.settle(run, no_handler(intent.effect), stamp))
-        kind = intent.effect.type
-        async with self._attempts.capacity.place(kind):
+            return await self._journal.commit(kernel.settle(run, no_handler(intent.effect), self.stamp()))
+        async with self._attempts.capacity.place(intent.effect.type):
+            stamp = self.stamp()
             return await self._claimed(
                 stamp,
                 lambda: kernel.claim(run, self._leases.owner, stamp, give_up=give_up, kept=self._kept),
@@ -199,10 +200,9 @@ class Performer:
     def _remember(self, run: RunState, intent: Intent, raws: Raws | None) -> None:
         """Keep the payloads with their secrets for another attempt of ours, if there is one and they have any."""
         again = run.intent is not None and run.intent.seq == intent.seq
-        stored = [part.effect.payload for part in intent.parts or (intent,)]
-        if again and raws is not None and raws != stored:
+        if again and raws is not None and raws != [part.effect.payload for part in intent.parts or (intent,)]:
             self._raw[run.run_id, intent.seq] = raws
-        else:
+        elif self._raw:
             self._raw.pop((run.run_id, intent.seq), None)
 
     async def _settle(self, run: RunState, intent: Intent, outcome: EffectOutcome) -> RunState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -11,18 +10,16 @@ from .attempts import Attempts
 from .core import kernel
 from .core.capacity import Capacity
 from .core.clock import SYSTEM_CLOCK, Clock
-from .core.codec import record_dict
-from .core.config import LimitWarning, RuntimeConfig, apply_limit_updates, limit_status, limit_warnings
+from .core.config import RuntimeConfig, apply_limit_updates
 from .core.errors import RevisionConflict, RunIdentityConflict, RunQuarantined, StaleResumeError
 from .core.ids import check_optional, check_run_id, check_text
-from .core.journal import Journal, LedgerCallback
+from .core.journal import Journal
 from .core.leases import Leases
 from .core.models import Commit, RunState, RunStatus
 from .core.policy import DefaultEffectPolicy, EffectPolicy
 from .core.secrets import Secrets, admit
 from .core.spec import DefaultRunContext, RunContext, WorkflowSpec
 from .core.threads import WorkerThreads
-from .core.traces import node_traces
 from .core.typed import check_vars
 from .effects.builtin import builtin_handlers
 from .effects.handlers import adapt
@@ -30,6 +27,7 @@ from .engine import Engine
 from .following import FollowsLedgers
 from .node_errors import NodeErrors, OnNodeError
 from .performer import Performer
+from .reading import ReadsRuns
 from .starting import difference, identity_of, seeded
 from .storage.finder import StoreFinder
 from .storage.user_pair import join_stores
@@ -41,7 +39,7 @@ MAX_HANDLER_THREADS = 64
 _RUN_STEPS = 1000
 
 
-class AsyncRuntime(StoreFinder, FollowsLedgers):
+class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers):
     """Runs workflows durably on an event loop.
 
     Every step of a run is one atomic commit of its state and its ledger; a run that waits costs nothing; any process
@@ -307,17 +305,20 @@ class AsyncRuntime(StoreFinder, FollowsLedgers):
             self._leases.cancel_flight(run_id)
         return state
 
-    async def pause_run(self, run_id: str, *, reason: str | None = None) -> RunState:
+    async def pause_run(self, run_id: str, *, reason: str | None = None, actor_id: str | None = None) -> RunState:
         """Hold the run: nothing moves it until `resume_run`. An effect in flight still lands its result.
 
-        No change for a run that has ended, is held, or waits for a person. Raises `UnknownRun`.
+        Who asked and why is kept in `vars["_runtime"]["control"]`. No change for a run that has ended, is held, or
+        waits for a person. Raises `UnknownRun`.
         """
         check_optional(reason, "reason")
-        return await self._engine.change(run_id, lambda run, stamp: kernel.pause(run, reason, stamp))
+        check_optional(actor_id, "actor_id")
+        return await self._engine.change(run_id, lambda run, stamp: kernel.pause(run, reason, stamp, by=actor_id))
 
-    async def resume_run(self, run_id: str) -> RunState:
+    async def resume_run(self, run_id: str, *, actor_id: str | None = None) -> RunState:
         """Let a held run go on; it moves at its next tick. No change when it is not held. Raises `UnknownRun`."""
-        return await self._engine.change(run_id, kernel.unpause)
+        check_optional(actor_id, "actor_id")
+        return await self._engine.change(run_id, lambda run, stamp: kernel.unpause(run, stamp, by=actor_id))
 
     async def retry_run(
         self, run_id: str, *, reason: str | None = None, actor_id: str | None = None, force: bool = False
@@ -344,45 +345,6 @@ class AsyncRuntime(StoreFinder, FollowsLedgers):
                 "Mend what makes it fail, then call retry_run(run_id, force=True)."
             )
         return state
-
-    # -- looking at runs
-
-    async def get_state(self, run_id: str) -> RunState:
-        """A fresh copy of the run as stored. Raises `UnknownRun` (a KeyError)."""
-        return (await self._journal.load(run_id)).run
-
-    async def get_ledger(self, run_id: str) -> list[dict[str, Any]]:
-        """The run's records as dicts, oldest first; `[]` for an unknown run."""
-        return [record_dict(record) for record in await self._backend.records(run_id)]
-
-    def subscribe_ledger(self, callback: LedgerCallback, *, run_id: str | None = None) -> Callable[[], None]:
-        """Call `callback(record)` for every record this runtime makes durable; returns an idempotent unsubscribe.
-
-        The callback is sync and short; what it raises is logged. Raises TypeError for an async one.
-        """
-        if inspect.iscoroutinefunction(callback):
-            raise TypeError(f"{callback!r} is async; give a sync callback that hands the record to your own queue")
-        return self._journal.subscribe(callback, run_id)
-
-    async def get_node_traces(self, run_id: str) -> dict[str, Any]:
-        """The run's effects per node, `{node_id: {"node_id", "steps", "updated_at"}}`; `{}` for an unknown run."""
-        return node_traces(await self._backend.records(run_id))
-
-    async def get_node_trace(self, run_id: str, node_id: str) -> dict[str, Any]:
-        """The trace of one node; `{"node_id", "steps": []}` where there is none."""
-        traces = await self.get_node_traces(run_id)
-        trace: dict[str, Any] = traces.get(node_id, {"node_id": node_id, "steps": []})
-        return trace
-
-    # -- limits
-
-    async def get_limit_status(self, run_id: str) -> dict[str, Any]:
-        """Iterations, tokens and history beside their limits. Raises `UnknownRun`."""
-        return limit_status((await self.get_state(run_id)).vars.get("_limits"))
-
-    def check_limits(self, run_state: RunState) -> list[LimitWarning]:
-        """The limits that this state has come near to or exceeded."""
-        return limit_warnings(run_state.vars.get("_limits"))
 
     async def update_limits(self, run_id: str, updates: dict[str, Any]) -> None:
         """Write the documented limits among `updates`; others are ignored. Raises `UnknownRun`, `UnsafeValue`."""

@@ -229,16 +229,17 @@ class Runtime:
         """
         return drive(self.aio.cancel_run, run_id, reason=reason, cancelled_by=cancelled_by)
 
-    def pause_run(self, run_id: str, *, reason: str | None = None) -> RunState:
+    def pause_run(self, run_id: str, *, reason: str | None = None, actor_id: str | None = None) -> RunState:
         """Hold the run: nothing moves it until `resume_run`. An effect in flight still lands its result.
 
-        No change for a run that has ended, is held, or waits for a person. Raises `UnknownRun`.
+        Who asked and why is kept in `vars["_runtime"]["control"]`. No change for a run that has ended, is held, or
+        waits for a person. Raises `UnknownRun`.
         """
-        return drive(self.aio.pause_run, run_id, reason=reason)
+        return drive(self.aio.pause_run, run_id, reason=reason, actor_id=actor_id)
 
-    def resume_run(self, run_id: str) -> RunState:
+    def resume_run(self, run_id: str, *, actor_id: str | None = None) -> RunState:
         """Let a held run go on; it moves at its next tick. No change when it is not held. Raises `UnknownRun`."""
-        return drive(self.aio.resume_run, run_id)
+        return drive(self.aio.resume_run, run_id, actor_id=actor_id)
 
     def retry_run(
         self, run_id: str, *, reason: str | None = None, actor_id: str | None = None, force: bool = False

@@ -72,6 +72,8 @@ def test_an_error_says_whether_another_attempt_can_help(error: BaseException, ex
         (HttpError(429, {"Retry-After": "120"}), 120.0),
         (HttpError(429, {"retry-after": "Sat, 31 Jan 2026 09:01:30 GMT"}), 90.0),
         (HttpError(429, {"retry-after": "Sat, 31 Jan 2026 08:00:00 GMT"}), 0.0),
+        (HttpError(429, {"retry-after": "Sat, 31 Feb 2026 08:00:00 GMT"}), None),
+        (HttpError(429, {"retry-after": "Sat, 31 Foo 2026 08:00:00 GMT"}), None),
         (HttpError(429, {"retry-after": "soon"}), None),
         (HttpError(429, {"retry-after": ""}), None),
     ],

@@ -48,7 +48,7 @@ FLOORS = (
     ("effects", "storage"),
     ("attempts", "landings", "node_errors", "plans", "starting"),
     ("parallel",),
-    ("performer", "following"),
+    ("performer", "following", "reading"),
     ("engine",),
     ("runtime",),
     ("sync",),

@@ -220,3 +220,12 @@ async def test_a_held_run_keeps_the_counter_of_its_effects(world: World) -> None
     state = await rt.tick(workflow=work, run_id="r")
     assert state.vars["_runtime"]["effect_seq"] == 2
     assert state.output["first"] != state.output["second"]
+
+
+async def test_who_held_a_run_and_who_let_it_go_is_kept(world: World) -> None:
+    rt = world.runtime()
+    await rt.start(workflow=one("answer_user", {"message": "hello"}), run_id="r")
+    held = await rt.pause_run("r", reason="lunch", actor_id="ann")
+    assert held.vars["_runtime"]["control"]["paused_by"] == "ann"
+    control = (await rt.resume_run("r", actor_id="bob")).vars["_runtime"]["control"]
+    assert (control["resumed_by"], "paused_by" in control) == ("bob", False)

@@ -7,9 +7,9 @@ Nothing here knows a client library. Errors are asked for what such libraries co
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from datetime import datetime
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime
 from typing import Any
 
 #: a defect of the program stays what it is, however often it is run
@@ -17,6 +17,12 @@ _DEFECTS = (TypeError, AttributeError, NameError, ImportError, SyntaxError, NotI
 
 #: of the 4xx: request timeout, too early, too many requests. RFC 9110 and RFC 6585
 _TRANSIENT = (408, 425, 429)
+
+#: the one format that is to be sent (RFC 9110, section 5.6.7); email.utils reads it too, at the cost of its import
+_HTTP_DATE = re.compile(
+    r"\w{3}, (?P<day>\d\d) (?P<month>\w{3}) (?P<year>\d{4}) (?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d) GMT"
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -67,7 +73,12 @@ def _seconds(text: Any, now: datetime) -> float | None:
         return None
     if text.strip().isdecimal():
         return float(text)
-    try:
-        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
-    except (ValueError, TypeError):  # no date, or one without an offset
+    found = _HTTP_DATE.fullmatch(text.strip())
+    if found is None or found["month"] not in _MONTHS:
         return None
+    try:
+        day, year, hour, minute, second = map(int, found.group("day", "year", "hour", "minute", "second"))
+        at = datetime(year, _MONTHS.index(found["month"]) + 1, day, hour, minute, second, tzinfo=UTC)
+    except ValueError:  # no such day
+        return None
+    return max(0.0, (at - now).total_seconds())

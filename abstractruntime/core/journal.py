@@ -63,7 +63,7 @@ def _slim(commit: Commit) -> tuple[StepRecord, ...]:
     intent = None if commit.before is None else commit.before.intent
     if intent is None or intent.token is None:
         return commit.records
-    begun = {attempt.step_id for attempt in in_flight(intent)}
+    begun = {attempt.step_id for attempt in in_flight(intent)} if intent.parts else (intent.step_id,)
     return tuple(
         replace(record, effect=None, slim=True)
         if record.step_id in begun and record.status is not StepStatus.STARTED and record.reused_from is None

@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -106,7 +106,8 @@ class Leases:
         ids = Ids()
         self.owner, self.next_id = ids.owner, ids.next
         self._flights: dict[str, Flight] = {}
-        self._until = 0
+        self._until: datetime | None = None
+        self._half = self._length / 2
         self._closed = False
         self._renewing: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,10 +124,10 @@ class Leases:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # the first use, or a new loop after asyncio.run ended
             self._loop, self._renewing, self._heart = loop, asyncio.Lock(), None
-        if self._short_of(self._length / 2):
+        if self._short_of(self._half):
             assert self._renewing is not None
             async with self._renewing:
-                if self._short_of(self._length / 2):
+                if self._short_of(self._half):
                     await self._renew()
 
     async def still_holds(self, flight: Flight) -> bool:
@@ -134,7 +135,7 @@ class Leases:
 
         A process that was stopped for longer than its lease may have lost it; otherwise no store is asked.
         """
-        if self._until > self._now():
+        if self._until is not None and self._until > self._clock.now():
             return True
         await self.ensure()
         claims = await self._backend.claims([flight.run_id])
@@ -168,15 +169,15 @@ class Leases:
         peer = _PEERS.get(run.owner)
         if peer is not None:
             return run.intent.token in peer._flights
-        return await self._backend.alive(run.owner, self._now())
+        return await self._backend.alive(run.owner, epoch_micros(self._clock.now()))
 
     async def close(self) -> None:
         """Give up the lease, for good. Effects still in flight may be taken over."""
         self._closed = True
         if self._heart is not None and self._loop is asyncio.get_running_loop():
             self._heart.cancel()
-        if self._until:
-            self._until = 0
+        if self._until is not None:
+            self._until = None
             try:
                 await self._release()
             except StoreError as error:
@@ -188,18 +189,15 @@ class Leases:
         except StoreUnclear:
             await self._backend.release(self.owner)  # giving it up twice does no harm
 
-    def _now(self) -> int:
-        return epoch_micros(self._clock.now())
-
     def _short_of(self, span: timedelta) -> bool:
-        return self._until - self._now() < span // timedelta(microseconds=1)
+        return self._until is None or self._until - self._clock.now() < span
 
     async def _renew(self) -> None:
-        until = self._now() + self._length // timedelta(microseconds=1)
+        until = self._clock.now() + self._length
         try:
-            await self._backend.renew(self.owner, until)
+            await self._backend.renew(self.owner, epoch_micros(until))
         except StoreUnclear:
-            await self._backend.renew(self.owner, until)  # writing it twice does no harm
+            await self._backend.renew(self.owner, epoch_micros(until))  # writing it twice does no harm
         self._until = until
 
     async def _beat(self) -> None:

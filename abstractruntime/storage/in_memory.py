@@ -26,6 +26,7 @@ from ..core.secrets import admit
 from .base import LedgerStore, Page, RunStore, checked_limit, due_first, index_row, is_own, newest_first, run_filter
 from .finder import AsyncFinder, Finder
 from .listing import Query, find_among
+from .memory_backend import MemoryBackend
 from .metrics import metrics_of
 
 Records = list[dict[str, Any]]
@@ -341,65 +342,3 @@ class AsyncInMemoryLedgerStore:
     async def list(self, run_id: str) -> list[dict[str, Any]]:
         """See `InMemoryLedgerStore.list`."""
         return self.sync.list(run_id)
-
-
-class MemoryBackend:
-    """A run store and a ledger store in memory, joined: see `storage.base.Backend`."""
-
-    atomic = True
-
-    def __init__(self, runs: InMemoryRunStore, ledgers: InMemoryLedgerStore) -> None:
-        self._runs, self._ledgers = runs, ledgers
-
-    async def load(self, run_id: str) -> Loaded | None:
-        with self._runs._lock:
-            found = self._runs._loaded(run_id)
-            if found is not None:
-                found.run.records = self._ledgers.count(run_id)
-            return found
-
-    async def commit(self, write: Write) -> None:
-        run_id = write.run.run_id
-        with self._runs._lock, self._ledgers._lock:
-            if write.expected is not None and self._ledgers.count(run_id) != write.expected_records:
-                raise RevisionConflict(run_id, write.expected, write.expected, "its ledger grew")
-            self._runs._put(write)
-            if write.count:
-                self._ledgers._put(run_id, write.records, write.count, write.lookup_key)
-            for request in write.requests:
-                self._runs._ask(request)
-
-    async def landed(self, run_id: str, commit_id: str) -> bool:
-        row = self._runs._rows.get(run_id)
-        return bool(row and row.commit_id == commit_id) or any(
-            record.commit_id == commit_id for record in self._ledgers._records(run_id)
-        )
-
-    async def find(self, run_id: str, key: str) -> list[StepRecord]:
-        rows = tuple(self._ledgers._by_key.get((run_id, key), ()))
-        found = [record for row in rows for record in decode_records(row, run_id)]
-        fill(found, lambda: self._ledgers._newest_first(run_id))
-        return found
-
-    async def records(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
-        return self._ledgers._records(run_id, after, limit)
-
-    async def renew(self, owner: str, until: int) -> None:
-        """Nothing to write: the owner lives in this process, which knows it."""
-
-    async def release(self, owner: str) -> None:
-        """Nothing to give up."""
-
-    async def alive(self, owner: str, now: int) -> bool:
-        """No other process can hold anything here."""
-        return False
-
-    async def claims(self, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
-        found: dict[str, tuple[str | None, bool]] = {}
-        for run_id in run_ids:
-            loaded = await self.load(run_id)
-            if loaded is not None:
-                intent = loaded.run.intent
-                cancel = any(request.kind == "cancel" for request in loaded.requests)
-                found[run_id] = (intent.token if intent else None, cancel)
-        return found

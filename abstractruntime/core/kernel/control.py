@@ -58,7 +58,14 @@ def cancel(
     return commit(run, new, *closed, ended, answers=answers)
 
 
-def pause(run: RunState, reason: str | None, stamp: Stamp, *, answers: tuple[Request, ...] = ()) -> Commit | None:
+def pause(
+    run: RunState,
+    reason: str | None,
+    stamp: Stamp,
+    *,
+    by: str | None = None,
+    answers: tuple[Request, ...] = (),
+) -> Commit | None:
     """Hold the run where it is. None where there is nothing to hold: ended, held already, or waiting for a person."""
     waits_for_user = run.status is RunStatus.WAITING and run.waiting and run.waiting.reason is WaitReason.USER
     if run.status in TERMINAL or run.paused or waits_for_user:
@@ -66,6 +73,8 @@ def pause(run: RunState, reason: str | None, stamp: Stamp, *, answers: tuple[Req
     control: dict[str, Any] = {"paused": True, "paused_at": stamp.at}
     if reason is not None:
         control["pause_reason"] = reason
+    if by is not None:
+        control["paused_by"] = by
     new = next_state(run, stamp, with_runtime(run.vars, control=control))
     if run.status is RunStatus.RUNNING:
         new.status = RunStatus.WAITING
@@ -80,11 +89,11 @@ def pause(run: RunState, reason: str | None, stamp: Stamp, *, answers: tuple[Req
     return commit(run, new, answers=answers)
 
 
-def unpause(run: RunState, stamp: Stamp) -> Commit | None:
+def unpause(run: RunState, stamp: Stamp, *, by: str | None = None) -> Commit | None:
     """Let a held run go on. None when it is not held."""
     if run.status in TERMINAL or not run.paused:
         return None
-    new = next_state(run, stamp, unpaused_vars(run, resumed_at=stamp.at))
+    new = next_state(run, stamp, unpaused_vars(run, resumed_at=stamp.at, **({} if by is None else {"resumed_by": by})))
     if is_pause_wait(run):
         new.status, new.waiting = RunStatus.RUNNING, None
     return commit(run, new)
@@ -124,7 +133,7 @@ def answer(run: RunState, requests: tuple[Request, ...], stamp: Stamp) -> Commit
     """Do what was asked of the run; a cancel beats a pause."""
     asked = next((request for request in requests if request.kind == "cancel"), requests[0])
     act = cancel(run, asked.reason, asked.by, stamp, answers=requests) if asked.kind == "cancel" else None
-    act = act or pause(run, asked.reason, stamp, answers=requests)
+    act = act or pause(run, asked.reason, stamp, by=asked.by, answers=requests)
     assert act is not None  # with answers, pause always commits
     return act
 

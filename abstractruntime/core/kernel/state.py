@@ -67,7 +67,7 @@ def is_pause_wait(run: RunState) -> bool:
 
 def unpaused_vars(run: RunState, **notes: Any) -> dict[str, Any]:
     """Vars without the pause flag."""
-    control = {k: v for k, v in control_of(run).items() if k not in ("paused", "pause_reason")}
+    control = {k: v for k, v in control_of(run).items() if k not in ("paused", "pause_reason", "paused_by")}
     return with_runtime(run.vars, control={**control, **notes})
 
 

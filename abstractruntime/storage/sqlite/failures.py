@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sqlite3
 import sys
 from pathlib import Path
@@ -151,13 +150,13 @@ def _seen_in_the_file_system(path: str) -> StoreError | None:
     """SQLite says only that a file could not be opened, read or written; the reason may be plain to see."""
     try:
         check_writable(path)
-        room = shutil.disk_usage(Path(path).parent).free
+        room = _room(Path(path).parent)
         longest = max(os.stat(name).st_size for name in (path, f"{path}-wal") if os.path.exists(name))
     except StoreError as error:
         return error
     except (OSError, ValueError):
         return None
-    if room < _ROOM:
+    if room is not None and room < _ROOM:
         return StoreFull(f"{path}: {_MAKE_ROOM} ({room} bytes are left).")
     limit = _file_size_limit()
     if limit is not None and longest > limit - _ROOM:
@@ -165,6 +164,14 @@ def _seen_in_the_file_system(path: str) -> StoreError | None:
             f"{path}: nothing was written, for a file may have {limit} bytes here. Raise the limit (ulimit -f)."
         )
     return None
+
+
+def _room(folder: Path) -> int | None:
+    """Bytes left on the disk, where that can be asked. What shutil.disk_usage does, without its import."""
+    if sys.platform == "win32":
+        return None
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
 
 
 def _file_size_limit() -> int | None:
