@@ -14,7 +14,7 @@ from typing import Any
 
 from .attempts import Attempts, too_large
 from .core import kernel
-from .core.clock import Clock, iso
+from .core.clock import Clock, iso, parse_instant
 from .core.codec import copy_of_run
 from .core.errors import RevisionConflict, StoreError, StoreTooLarge
 from .core.journal import Journal
@@ -77,6 +77,9 @@ class ParallelStep:
                 due = max(self._parked)
                 return await self._committed(lambda run, stamp: kernel.park(run, due, stamp))
             return await self._committed(kernel.settle_all)
+        except StoreTooLarge as error:
+            why = f"The results together cannot be stored: {error}"
+            return await self._committed(lambda run, stamp: kernel.settle_all(run, stamp, failure=why))
         except _Gone:
             return self._run
 
@@ -110,9 +113,7 @@ class ParallelStep:
     async def _part(self, seq: int, signal: CancelSignal, width: asyncio.Semaphore) -> None:
         """Try one effect until it has ended, or its next attempt is far away."""
         async with width:
-            while self._trouble is None:
-                if not self._part_now(seq).begun and not await self._landed(self._begun(self._part_now(seq))):
-                    return
+            while self._trouble is None and await self._ready(seq):
                 part = self._part_now(seq)
                 try:
                     outcome = self._kept.pop(part.step_id, None) or await self._attempt(part, signal)
@@ -126,15 +127,24 @@ class ParallelStep:
                     break  # the next in line begins in the commit that this landing is part of
                 if not await self._landed(landing, part, outcome):
                     return
-                if pause > self._max_inline_backoff:
-                    self._parked.append(due or "")
-                    return
-                await self._clock.sleep(pause)
             else:
                 return
         landed = await self._landed(landing, part, outcome)
         if landed and outcome.status != "completed" and not self._intent.collect:
             raise _StepFailed
+
+    async def _ready(self, seq: int) -> bool:
+        """Whether the part's attempt has begun: at once, or when its pause is over. Not when that is far away."""
+        part = self._part_now(seq)
+        if part.begun:
+            return True
+        if part.due is not None:
+            pause = (parse_instant(part.due) - self._clock.now()).total_seconds()
+            if pause > self._max_inline_backoff:
+                self._parked.append(part.due)
+                return False
+            await self._clock.sleep(max(0.0, pause))
+        return await self._landed(self._begun(part))
 
     async def _attempt(self, part: Intent, signal: CancelSignal) -> EffectOutcome:
         raw = self._raws[part.seq - self._intent.seq] if self._raws else None
@@ -162,14 +172,12 @@ class ParallelStep:
         try:
             await landing
             return True
-        except StoreTooLarge as error:
-            if part is None or outcome is None or outcome.status == "failed":
-                raise
-            return await self._landed(self._landings.add(self._ended(part, too_large(error), None)))
         except StoreError as error:
-            self._trouble = error
             if part is not None and outcome is not None:
+                if isinstance(error, StoreTooLarge) and outcome.status != "failed":
+                    return await self._landed(self._landings.add(self._ended(part, too_large(error), None)), part)
                 self._kept[part.step_id] = outcome
+            self._trouble = error
             return False
         except _Gone:
             if part is not None and outcome is not None:

@@ -251,6 +251,29 @@ async def test_a_long_backoff_of_one_is_durable_and_repeats_only_that_one(async_
     assert sorted(shop.calls.values()) == [1, 1, 2]
 
 
+async def test_a_pause_between_attempts_outlives_the_process(async_world: World) -> None:
+    shop = Shop()
+    shop.failing = {1: lambda call: EffectOutcome.failed("busy") if call.attempt == 1 else EffectOutcome.completed(7)}
+    policy = DefaultEffectPolicy(2, default_backoff_base=600.0, default_backoff_max=600.0)
+    options: dict[str, Any] = {"effect_policy": policy, "max_inline_backoff": 3600.0}
+    rt = async_world.runtime({"fetch": shop.fetch}, **options)
+    workflow = step(*shops(2))
+    await rt.start(workflow=workflow, run_id="r")
+    ticking = asyncio.ensure_future(rt.tick(workflow=workflow, run_id="r"))
+    await eventually(lambda: any(nap > 500 for nap in async_world.clock.naps))
+    await rt.aclose()
+    with pytest.raises(asyncio.CancelledError):
+        await ticking
+    again = async_world.runtime({"fetch": shop.fetch}, effect_policy=policy)
+    state = await again.tick(workflow=workflow, run_id="r")
+    assert (state.status, state.due) == (RunStatus.RUNNING, "2026-01-31T09:10:00.000000+00:00")
+    assert sorted(shop.calls.values()) == [1, 1], "its time has not come"
+    async_world.clock.advance(600)
+    state = await again.tick(workflow=workflow, run_id="r")
+    assert state.output == {"price": {"s0": 0, "s1": 7}}
+    assert sorted(shop.calls.values()) == [1, 2]
+
+
 async def test_requests_to_other_runs_land_with_their_effect(async_world: World) -> None:
     async def stop(call: EffectCall) -> EffectOutcome:
         request = Request(run_id="other", kind="cancel", by=call.run.run_id, at=call.now)

@@ -234,6 +234,21 @@ async def test_among_several_only_the_one_too_large_fails(sqlite_world: World) -
     assert "cannot be stored" in state.output["r200000"]["error"]
 
 
+async def test_results_that_are_too_large_together_fail_their_step(sqlite_world: World) -> None:
+    performed: list[str] = []
+
+    async def handler(call: EffectCall) -> EffectOutcome:
+        performed.append(call.key)
+        return EffectOutcome.completed("x" * 40_000)
+
+    rt = await limited(sqlite_world, {"host": handler})
+    effects = [Effect("host", {"n": n}, f"r{n}") for n in range(3)]
+    workflow = flow("work", work=lambda run, ctx: StepPlan("work", effects=effects, next_node="end"))
+    state = await rt.run(workflow, run_id="r")
+    assert (state.status, len(performed)) == (RunStatus.FAILED, 3)
+    assert "The results together cannot be stored" in state.error
+
+
 async def test_vars_too_large_for_the_store_are_told_and_lose_nothing(sqlite_world: World) -> None:
     def work(run: RunState, ctx: Any) -> StepPlan:
         run.vars["text"] = "x" * 200_000

@@ -37,7 +37,8 @@ def begin(run: RunState, intent: Intent, stamp: Stamp) -> tuple[Intent, Records]
     started: list[StepRecord] = []
     free = intent.width - len(in_flight(intent))
     for part in intent.parts:
-        if part.ended is None and not part.begun and len(started) < free:
+        waits = part.due is not None and part.due > stamp.at
+        if part.ended is None and not part.begun and not waits and len(started) < free:
             part = begun(part, stamp)
             started.append(step_record(run, part, StepStatus.STARTED, stamp))
         parts.append(part)

@@ -136,13 +136,16 @@ def park(run: RunState, due: str, stamp: Stamp) -> Commit:
     return commit(run, new)
 
 
-def settle_all(run: RunState, stamp: Stamp) -> Commit:
-    """The step ends: every part has ended, or one failed and the others are not waited for."""
+def settle_all(run: RunState, stamp: Stamp, *, failure: str | None = None) -> Commit:
+    """The step ends: every part has ended, or one failed and the others are not waited for.
+
+    With `failure` it fails for that reason although all have ended.
+    """
     intent = run.intent
     assert intent is not None
     new = next_state(run, stamp, run.vars.copy())
     new.intent, new.node_errors = None, 0
-    failed = failure_of(intent)
+    failed = failure or failure_of(intent)
     if failed is not None:
         new.status, new.waiting, new.error = RunStatus.FAILED, None, failed
         cancelled = {"cancelled": True, "outcome": "unknown"}
