@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -457,3 +459,66 @@ async def test_stores_of_users_get_the_same_and_repeat_only_what_had_not_landed(
             state = await again.tick(workflow=workflow, run_id="r")
         assert state.output == {"price": {"s0": 0, "s1": 10, "s2": 20}}
         assert sorted(shop.calls.values()) == [1, 1, 2]
+
+
+def expected_of(fates: list[str], collect: bool) -> tuple[RunStatus, dict[str, Any] | None]:
+    """How a step of these effects ends: `ok`, `flaky` (fails in its first attempt) or `never`."""
+    if "never" in fates and not collect:
+        return RunStatus.FAILED, None
+    results: dict[str, Any] = {f"s{n}": n * 10 for n in range(len(fates))}
+    for n, fate in enumerate(fates):
+        if fate == "never":
+            results[f"s{n}"] = {"ok": False, "error": "sold out"}
+    return RunStatus.COMPLETED, results
+
+
+class Fates:
+    """A handler that does what the fate of each shop says, and counts its tries by key."""
+
+    def __init__(self, fates: list[str], tries: Counter[str]) -> None:
+        self.fates, self.tries = fates, tries
+
+    async def __call__(self, call: EffectCall) -> EffectOutcome:
+        fate = self.fates[call.payload["shop"]]
+        self.tries[call.key] += 1
+        await asyncio.sleep(0)
+        if fate == "never":
+            return EffectOutcome.failed("sold out", retryable=False)
+        if fate == "flaky" and self.tries[call.key] == 1:
+            return EffectOutcome.failed("busy")
+        return EffectOutcome.completed(call.payload["shop"] * 10)
+
+
+async def test_random_steps_with_faults_at_random_places_end_as_they_should(tmp_path: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    policy = DefaultEffectPolicy(2, default_backoff_base=0.0)
+    for number in range(scaled(60, 3_000)):
+        world = World("async", rng.choice(["memory", "sqlite"]), tmp_path)
+        fates = [rng.choice(["ok", "ok", "flaky", "never"]) for _ in range(rng.randint(1, 6))]
+        collect = rng.random() < 0.5
+        workflow = step(*shops(len(fates)), max_parallel=rng.randint(1, 4), on_failure="collect" if collect else "fail")
+        run_id, deaths, tries = f"r{number}", 0, Counter[str]()
+
+        fetch = Fates(fates, tries)
+
+        for _ in range(rng.randint(0, 4)):
+            at, mode = rng.randint(1, 8), rng.choice(FaultyBackend.MODES)
+            rt, store = world.faulty_runtime({"fetch": fetch}, at=at, mode=mode, effect_policy=policy)
+            with suppress(ProcessDied, BaseExceptionGroup):
+                await rt.run(workflow, run_id=run_id)
+            assert store.backend is not None
+            deaths += store.backend.fired and mode.startswith("die")
+        rt = world.runtime({"fetch": fetch}, effect_policy=policy)
+        state = await rt.run(workflow, run_id=run_id)
+        status, results = expected_of(fates, collect)
+        where = f"round {number}: {fates}, {state.error}"
+        assert state.status is status, where
+        ledger = await rt.get_ledger(run_id)
+        check_on_the_way(state, ledger)
+        if results is not None:
+            assert state.output == {"price": results}, where
+            assert len(tries) == len(fates), where
+            assert all(tries[key] <= 2 + deaths for key in tries), where
+        landed = Counter(r["idempotency_key"] for r in ledger if r["status"] == "completed" and r["effect"])
+        assert all(count == 1 for key, count in landed.items() if key in tries), where
+        await world.close()
