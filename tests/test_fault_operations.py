@@ -353,7 +353,7 @@ async def disturbed(
             assert not isinstance(error, StoreError), "the node's own error was hidden"
         if fault.error is StoreUnclear and not fault.lasting:
             assert not isinstance(error, StoreError) or operation.act is save, "it could have looked"
-        if fault.lasting and isinstance(error, StoreError):
+        if fault.lasting and not fault.landed and isinstance(error, StoreError):  # what lands can be looked for
             assert isinstance(await error_of(host, operation, fault), StoreError), "it does not work while it is down"
         host.store.backend.repair()
         if isinstance(error, ProcessDied) or fresh or not operation.reusable:

@@ -31,42 +31,28 @@ from .state import (
     Stamp,
     commit,
     finished,
+    go_on,
     next_state,
     seq_of,
-    set_previous,
     set_runtime,
     status_record,
     step_record,
     with_runtime,
 )
+from .steps import intent_of
 
 PARALLEL = "parallel"
 
 
 def intents_of(run: RunState, plan: StepPlan, keys: Iterable[str], stamp: Stamp) -> Intent:
     """The promise of a plan's effects, each in its first attempt."""
-    first = seq_of(run.vars)
-    parts = tuple(
-        Intent(
-            step_id=f"{run.run_id}:{seq}.1",
-            seq=seq,
-            node_id=plan.node_id,
-            effect=effect,
-            key=key,
-            started_at=stamp.at,
-            next_node=plan.next_node,
-        )
-        for seq, (effect, key) in enumerate(zip(plan.effects, keys, strict=True), first)
+    parts = (
+        intent_of(run, plan, effect, key, stamp, further=place)
+        for place, (effect, key) in enumerate(zip(plan.effects, keys, strict=True))
     )
-    return Intent(
-        step_id=f"{run.run_id}:{first}.1",
-        seq=first,
-        node_id=plan.node_id,
-        effect=Effect(PARALLEL),
-        key="",
-        started_at=stamp.at,
-        next_node=plan.next_node,
-        parts=parts,
+    return replace(
+        intent_of(run, plan, Effect(PARALLEL), "", stamp),
+        parts=tuple(parts),
         width=plan.max_parallel,
         collect=plan.on_failure == "collect",
     )
@@ -181,10 +167,7 @@ def _go_on(run: RunState, new: RunState, intent: Intent, stamp: Stamp) -> tuple[
         results.append(result)
     if not intent.next_node:
         return finished(new, intent.node_id, {"success": True, "results": results}, stamp)
-    set_previous(new.vars, intent.node_id, intent.next_node)
-    new.current_node = intent.next_node
-    if run.paused and new.waiting is not None:  # the pause stays; resume_run goes on behind the step
-        new.waiting = replace(new.waiting, resume_to_node=intent.next_node)
+    go_on(run, new, intent.node_id, intent.next_node)
     return ()
 
 

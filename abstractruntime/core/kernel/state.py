@@ -53,6 +53,14 @@ def set_previous(vars: dict[str, Any], node_id: str, next_node: str | None) -> N
     vars["_temp"] = temp | noted if isinstance(temp, dict) else noted
 
 
+def go_on(run: RunState, new: RunState, node_id: str, next_node: str) -> None:
+    """Move the given new state, whose vars are its own copy, behind the step of this node."""
+    set_previous(new.vars, node_id, next_node)
+    new.current_node = next_node
+    if run.paused and new.waiting is not None:  # the pause stays; resume_run goes on behind the step
+        new.waiting = replace(new.waiting, resume_to_node=next_node)
+
+
 def control_of(run: RunState) -> dict[str, Any]:
     """The pause flag and what belongs to it."""
     control = runtime_of(run.vars).get("control")

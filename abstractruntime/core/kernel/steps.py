@@ -30,6 +30,7 @@ from .state import (
     Stamp,
     commit,
     finished,
+    go_on,
     next_state,
     run_record,
     seq_of,
@@ -57,9 +58,9 @@ def complete(run: RunState, plan: StepPlan, stamp: Stamp) -> Commit:
     return commit(run, new, *finished(new, plan.node_id, plan.complete_output, stamp))
 
 
-def intent_of(run: RunState, plan: StepPlan, effect: Effect, key: str, stamp: Stamp) -> Intent:
-    """The promise of a plan's effect, in its first attempt."""
-    seq = seq_of(run.vars)
+def intent_of(run: RunState, plan: StepPlan, effect: Effect, key: str, stamp: Stamp, *, further: int = 0) -> Intent:
+    """The promise of a plan's effect, in its first attempt; of several, the one so much further on."""
+    seq = seq_of(run.vars) + further
     return Intent(
         step_id=f"{run.run_id}:{seq}.1",
         seq=seq,
@@ -216,10 +217,7 @@ def _go_on(
         _count_tokens(new.vars, outcome.result)
     if not intent.next_node:
         return finished(new, intent.node_id, {"success": True, "result": outcome.result}, stamp)
-    set_previous(new.vars, intent.node_id, intent.next_node)
-    new.current_node = intent.next_node
-    if run.paused and new.waiting is not None:  # the pause stays; resume_run goes on behind the effect
-        new.waiting = replace(new.waiting, resume_to_node=intent.next_node)
+    go_on(run, new, intent.node_id, intent.next_node)
     return ()
 
 
