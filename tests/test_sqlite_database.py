@@ -80,11 +80,11 @@ def write_golden(path: Path) -> None:
         rt.start(workflow=one("answer_user", {"message": "hello"}), run_id="golden-3")
         rt.tick(workflow=one("answer_user", {"message": "hello"}), run_id="golden-3")
         outside = {"host": lambda call: EffectOutcome.completed("done")}
-        rt = Runtime(
+        with Runtime(  # closed, for it takes a lease, whose lock would stay beside the file
             run_store=SqliteRunStore(database), ledger_store=SqliteLedgerStore(database), effect_handlers=outside
-        )
-        rt.start(workflow=one("host", {"amount": 5}), run_id="golden-4")
-        rt.tick(workflow=one("host", {"amount": 5}), run_id="golden-4")
+        ) as host:
+            host.start(workflow=one("host", {"amount": 5}), run_id="golden-4")
+            host.tick(workflow=one("host", {"amount": 5}), run_id="golden-4")
 
 
 each_version = pytest.mark.parametrize("golden", VERSIONS, ids=lambda path: path.stem)
