@@ -159,6 +159,18 @@ def test_what_nobody_can_answer_is_no_wait_unless_asked_for(store):
     assert ids(store.find_waits(due_before=LATER, include_paused=True)) == [], "time does not count while it is paused"
 
 
+def test_what_the_children_of_a_run_wait_for_is_found_by_their_parent(store):
+    for number in range(4):
+        until = AT if number % 2 else None
+        store.save(waiting(f"child{number}", until=until, parent_run_id="p", actor_id="ann" if number else "bob"))
+    for state in (waiting("stranger", until=AT, parent_run_id="q"), waiting("root", until=AT)):
+        store.save(state)
+    assert walk(store.find_waits, parent_run_id="p", limit=3) == [["child3", "child2", "child1"], ["child0"]]
+    assert ids(store.find_waits(parent_run_id="p", actor_id="bob", reason=WaitReason.USER)) == ["child0"]
+    assert ids(store.find_waits(parent_run_id="p", due_before=LATER)) == ["child1", "child3"]
+    assert ids(store.find_waits(parent_run_id="nobody")) == []
+
+
 def test_due_waits_come_earliest_first_and_page_by_due_time(store):
     minutes = [5, 1, 1, 9, 3, 1]
     for number, minute in enumerate(minutes):
@@ -280,6 +292,7 @@ PLANS: list[tuple[Query, str]] = [
     (WaitQuery(workflow_id="rare", reason=WaitReason.EVENT), "runs_by_workflow"),
     (WaitQuery(session_id="rare"), "runs_by_session"),
     (WaitQuery(actor_id="a"), "runs_by_actor"),
+    (WaitQuery(parent_run_id="p"), "runs_by_parent"),
     (WaitQuery(due_before=LATER), "waits_by_due"),
     (WaitQuery(due_before=LATER, reason=WaitReason.USER), "waits_by_reason"),
     (WaitQuery(due_before=AT, workflow_id="w", actor_id="a"), "waits_by_due"),

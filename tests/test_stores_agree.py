@@ -114,6 +114,7 @@ WAIT_QUERIES = st.fixed_dictionaries(
         "workflow_id": WORKFLOWS,
         "session_id": SOMEBODY,
         "actor_id": SOMEBODY,
+        "parent_run_id": st.sampled_from(["a", "b", "", "nobody"]),
         "run_id": IDS,
         "due_before": INSTANTS | st.just("nonsense"),
         "include_paused": st.booleans(),

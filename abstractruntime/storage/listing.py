@@ -91,6 +91,7 @@ class WaitQuery(Struct, frozen=True, kw_only=True):
     workflow_id: str | None = None
     session_id: str | None = None
     actor_id: str | None = None
+    parent_run_id: str | None = None
     run_id: str | None = None
     due_before: str | datetime | None = None
     include_paused: bool = False
@@ -133,9 +134,7 @@ class WaitQuery(Struct, frozen=True, kw_only=True):
                 and (self.include_paused or not (run.paused or is_pause_wait(run)))
                 and (self.reason is None or wait.reason == self.reason)
                 and (self.wait_key is None or wait.wait_key == self.wait_key)
-                and (self.workflow_id is None or run.workflow_id == self.workflow_id)
-                and (self.session_id is None or run.session_id == self.session_id)
-                and (self.actor_id is None or run.actor_id == self.actor_id)
+                and all(getattr(self, name) in (None, getattr(run, name)) for name in ORIGINS)
                 and (self.run_id is None or run.run_id == self.run_id)
                 and (due is None or (at is not None and at <= due))
             )

@@ -41,6 +41,7 @@ _WAIT_LEADS = {
     "run_id": "some_runs",
     "due": "some_waits",
     "wait_key": "some_waits",
+    "parent_run_id": "some_runs",
     "session_id": "some_runs",
     "reason": "some_waits",
     "actor_id": "some_runs",
@@ -116,7 +117,7 @@ def _runs(source: _Source, query: RunQuery, start: Place | None) -> Iterator[tup
 
 
 def _waits(source: _Source, query: WaitQuery, start: Place | None) -> Iterator[tuple[Place, RunState]]:
-    filters = _given(query, "run_id", "reason", "wait_key", "due", *ORIGINS[1:])
+    filters = _given(query, "run_id", "reason", "wait_key", "due", *ORIGINS)
     lead = "run_id" if query.run_id is not None else source.lead(filters, _WAIT_LEADS)
     value: Any = filters.pop(lead) if lead else None
     filters["limit"] = -1  # rows come one by one, and nobody asks for more than the page needs

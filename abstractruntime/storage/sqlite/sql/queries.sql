@@ -223,9 +223,11 @@ ORDER BY w.run DESC LIMIT :limit;
 SELECT r.id, r.run_id, s.data FROM runs r CROSS JOIN waits w ON w.run = r.id CROSS JOIN states s ON s.id = r.id
 WHERE r.id < :before
 AND r.run_id = :by_run_id
+AND r.parent_run_id = :by_parent_run_id
 AND r.session_id = :by_session_id
 AND r.actor_id = :by_actor_id
 AND r.workflow_id = :by_workflow_id
+AND +r.parent_run_id = :parent_run_id
 AND +r.session_id = :session_id
 AND +r.actor_id = :actor_id
 AND +r.workflow_id = :workflow_id
@@ -239,6 +241,7 @@ SELECT w.run, r.run_id, s.data FROM waits w CROSS JOIN runs r ON r.id = w.run CR
 WHERE w.due <= :by_due AND (w.due, w.run) > (:after_due, :after_run)
 AND +w.reason = :reason
 AND +w.wait_key = :wait_key
+AND +r.parent_run_id = :parent_run_id
 AND +r.session_id = :session_id
 AND +r.actor_id = :actor_id
 AND +r.workflow_id = :workflow_id
