@@ -113,13 +113,16 @@ class ParallelStep:
     async def _part(self, seq: int, signal: CancelSignal, width: asyncio.Semaphore) -> None:
         """Try one effect until it has ended, or its next attempt is far away."""
         async with width:
-            while self._trouble is None and await self._ready(seq):
-                part = self._part_now(seq)
-                try:
-                    outcome = self._kept.pop(part.step_id, None) or await self._attempt(part, signal)
-                except StoreError as error:  # a built-in effect could not look at the store
-                    self._trouble = error
-                    return
+            while self._trouble is None and await self._is_due(seq):
+                async with self._attempts.capacity.place(self._part_now(seq).effect.type):
+                    if not self._part_now(seq).begun and not await self._landed(self._begun(self._part_now(seq))):
+                        return
+                    part = self._part_now(seq)
+                    try:
+                        outcome = self._kept.pop(part.step_id, None) or await self._attempt(part, signal)
+                    except StoreError as error:  # a built-in effect could not look at the store
+                        self._trouble = error
+                        return
                 pause = await self._attempts.pause(part, outcome)
                 due = None if pause is None else iso(self._clock.now() + timedelta(seconds=pause))
                 landing = self._landings.add(self._ended(part, outcome, due))
@@ -133,31 +136,28 @@ class ParallelStep:
         if landed and outcome.status != "completed" and not self._intent.collect:
             raise _StepFailed
 
-    async def _ready(self, seq: int) -> bool:
-        """Whether the part's attempt has begun: at once, or when its pause is over. Not when that is far away."""
-        part = self._part_now(seq)
-        if part.begun:
-            return True
-        if part.due is not None:
-            pause = (parse_instant(part.due) - self._clock.now()).total_seconds()
+    async def _is_due(self, seq: int) -> bool:
+        """Whether the part's attempt may begin: at once, or when its pause is over. Not when that is far away."""
+        due = self._part_now(seq).due
+        if due is not None:
+            pause = (parse_instant(due) - self._clock.now()).total_seconds()
             if pause > self._max_inline_backoff:
-                self._parked.append(part.due)
+                self._parked.append(due)
                 return False
             await self._clock.sleep(max(0.0, pause))
-        return await self._landed(self._begun(part))
+        return True
 
     async def _attempt(self, part: Intent, signal: CancelSignal) -> EffectOutcome:
         raw = self._raws[part.seq - self._intent.seq] if self._raws else None
-        async with self._attempts.capacity.place(part.effect.type):
-            if not await self._still_holds(self._flight):  # this process was stopped meanwhile, and another performs
-                raise _Gone
-            try:
-                outcome = await self._attempts.perform(copy_of_run(self._run), part, raw, signal, self._nodes)
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                return EffectOutcome.failed(f"Effect handler raised exception: {type(error).__name__} {error}")
+        if not await self._still_holds(self._flight):  # this process was stopped meanwhile, and another performs
+            raise _Gone
+        try:
+            outcome = await self._attempts.perform(copy_of_run(self._run), part, raw, signal, self._nodes)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return EffectOutcome.failed(f"Effect handler raised exception: {type(error).__name__} {error}")
         if outcome.status == "waiting":
             return EffectOutcome.failed(
                 f"{part.effect.type} would wait, and an effect of several may not. Ask for it in a step of its own.",

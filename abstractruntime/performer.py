@@ -77,7 +77,7 @@ class Performer:
             outcome = await self._attempts.outcome(handler, call, nodes, [])
         else:
             async with self._attempts.capacity.place(effect.type):
-                if self._attempts.capacity.limited(effect.type):
+                if effect.type in self._attempts.capacity.limited:
                     stamp = self.stamp()  # it may have waited for long
                 return await self._claimed(
                     stamp, lambda: kernel.promise(run, intent, self._leases.owner, stamp), run, raws, nodes
@@ -117,7 +117,14 @@ class Performer:
             stamp = self.stamp()
             return await self._claimed(
                 stamp,
-                lambda: kernel.claim(run, self._leases.owner, stamp, give_up=give_up, kept=self._kept),
+                lambda: kernel.claim(
+                    run,
+                    self._leases.owner,
+                    stamp,
+                    give_up=give_up,
+                    kept=self._kept,
+                    later=self._attempts.capacity.limited,
+                ),
                 run,
                 raws,
                 nodes,
@@ -135,7 +142,9 @@ class Performer:
             intent, records = await self._reused(run, intent, stamp)
         return await self._claimed(
             stamp,
-            lambda: kernel.promise(run, intent, self._leases.owner, stamp, records=records),
+            lambda: kernel.promise(
+                run, intent, self._leases.owner, stamp, records=records, later=self._attempts.capacity.limited
+            ),
             run,
             raws,
             nodes,

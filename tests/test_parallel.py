@@ -276,6 +276,28 @@ async def test_a_pause_between_attempts_outlives_the_process(async_world: World)
     assert sorted(shop.calls.values()) == [1, 2]
 
 
+async def test_one_of_several_that_waits_for_a_place_has_not_begun(async_world: World) -> None:
+    shop = Shop()
+    shop.gates = {number: Gate() for number in range(3)}
+    policy = DefaultEffectPolicy(unknown_rules={"fetch": "ask"})
+    workflow = step(*shops(3))
+    rt = async_world.runtime({"fetch": shop.fetch}, effect_limits={"fetch": 1}, effect_policy=policy)
+    running = asyncio.ensure_future(rt.run(workflow, run_id="r"))
+    await eventually(lambda: shop.now == 1)
+    await asyncio.sleep(0.01)
+    assert statuses(await rt.get_ledger("r"), "fetch") == ["started"], "who has no place has promised nothing"
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    for gate in shop.gates.values():
+        gate.open()
+    state = await rt.tick(workflow=workflow, run_id="r")
+    assert state.output == {"price": {"s0": 0, "s1": 10, "s2": 20}}
+    assert shop.most == 1
+    assert sorted(shop.calls.values()) == [1, 1, 2]
+    check_on_the_way(state, await rt.get_ledger("r"))
+
+
 async def test_requests_to_other_runs_land_with_their_effect(async_world: World) -> None:
     async def stop(call: EffectCall) -> EffectOutcome:
         request = Request(run_id="other", kind="cancel", by=call.run.run_id, at=call.now)

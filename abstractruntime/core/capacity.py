@@ -6,7 +6,7 @@ An effect waits before it is promised, so a run in the queue holds no claim and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 
 _FREE: AbstractAsyncContextManager[None] = nullcontext()
@@ -23,9 +23,10 @@ class Capacity:
         self._places: dict[str, asyncio.Semaphore] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def limited(self, kind: str) -> bool:
-        """Whether effects of this type may have to wait."""
-        return kind in self._limits
+    @property
+    def limited(self) -> Collection[str]:
+        """The types whose effects may have to wait."""
+        return self._limits.keys()
 
     def place(self, kind: str) -> AbstractAsyncContextManager[None]:
         """Hold a place for an effect of this type; cancelling the wait for it gives the turn to the next."""

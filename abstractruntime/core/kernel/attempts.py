@@ -28,8 +28,11 @@ def span(intent: Intent) -> int:
     return len(intent.parts) or 1
 
 
-def begin(run: RunState, intent: Intent, stamp: Stamp) -> tuple[Intent, Records]:
-    """The intent with its attempts begun, of several as many as may run at a time; their STARTED records."""
+def begin(run: RunState, intent: Intent, stamp: Stamp, *, later: Collection[str] = ()) -> tuple[Intent, Records]:
+    """The intent with its attempts begun, of several as many as may run at a time; their STARTED records.
+
+    Of several, those of a type in `later` begin when they have found a place, which nobody knows yet.
+    """
     if not intent.parts:
         intent = replace(intent, started_at=stamp.at, due=None)
         return intent, (step_record(run, intent, StepStatus.STARTED, stamp),)
@@ -38,9 +41,11 @@ def begin(run: RunState, intent: Intent, stamp: Stamp) -> tuple[Intent, Records]
     free = intent.width - len(in_flight(intent))
     for part in intent.parts:
         waits = part.due is not None and part.due > stamp.at
-        if part.ended is None and not part.begun and not waits and len(started) < free:
-            part = begun(part, stamp)
-            started.append(step_record(run, part, StepStatus.STARTED, stamp))
+        if part.ended is None and not part.begun and not waits and free > 0:
+            free -= 1
+            if part.effect.type not in later:
+                part = begun(part, stamp)
+                started.append(step_record(run, part, StepStatus.STARTED, stamp))
         parts.append(part)
     return replace(intent, parts=tuple(parts), due=None), tuple(started)
 

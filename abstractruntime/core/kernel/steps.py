@@ -85,30 +85,45 @@ def reused(run: RunState, intent: Intent, found: StepRecord, stamp: Stamp) -> Co
     return _land(run, intent, outcome, stamp, reused_from=found.step_id)
 
 
-def promise(run: RunState, intent: Intent, owner: str, stamp: Stamp, *, records: Records = ()) -> Commit:
+def promise(
+    run: RunState,
+    intent: Intent,
+    owner: str,
+    stamp: Stamp,
+    *,
+    records: Records = (),
+    later: Collection[str] = (),
+) -> Commit:
     """Make the intent durable, claimed by `owner`; the commit's id is the token of the claim.
 
-    `records` are those of parts that ended before anything began, by an earlier use of their keys.
+    `records` are those of parts that ended before anything began, by an earlier use of their keys. For `later` see
+    `attempts.begin`.
     """
     new = next_state(run, stamp)
-    intent, started = begin(run, intent, stamp)
+    intent, started = begin(run, intent, stamp, later=later)
     new.intent, new.owner, new.node_errors = replace(intent, token=stamp.id), owner, 0
     return commit(run, new, *records, *started)
 
 
 def claim(
-    run: RunState, owner: str, stamp: Stamp, *, give_up: Collection[str] = (), kept: Collection[str] = ()
+    run: RunState,
+    owner: str,
+    stamp: Stamp,
+    *,
+    give_up: Collection[str] = (),
+    kept: Collection[str] = (),
+    later: Collection[str] = (),
 ) -> Commit:
     """Take over an intent that nobody performs. An attempt whose performer died ends as FAILED, outcome unknown.
 
-    For `give_up` and `kept`, of several effects, see `attempts.lose`.
+    For `give_up` and `kept`, of several effects, see `attempts.lose`, for `later` `attempts.begin`.
     """
     intent = run.intent
     assert intent is not None
     lost: Records = ()
     if intent.token is not None:
         intent, lost = lose(run, intent, stamp, give_up=give_up, kept=kept)
-    intent, started = begin(run, intent, stamp)
+    intent, started = begin(run, intent, stamp, later=later)
     new = next_state(run, stamp)
     new.intent, new.owner = replace(intent, token=stamp.id), owner
     return commit(run, new, *lost, *started)
