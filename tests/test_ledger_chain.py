@@ -253,8 +253,8 @@ def a_life(place: Any) -> Runtime:
         ask=lambda run, ctx: StepPlan("ask", Effect("ask_user", {"prompt": "Buy?"}, "answer"), "end"),
     )
     run_id = rt.start(workflow=workflow, run_id="main")
-    state = rt.tick(workflow=workflow, run_id=run_id)
-    rt.resume(workflow=workflow, run_id=run_id, wait_key=state.waiting.wait_key, payload={"text": "yes"})
+    rt.tick(workflow=workflow, run_id=run_id)
+    rt.resume(workflow=workflow, run_id=run_id, wait_key=None, payload={"text": "yes"})
     return rt
 
 
@@ -377,10 +377,10 @@ def test_a_chain_is_carried_on_by_a_runtime_and_an_append_without_the_decorator(
     workflow = one("ask_user", {"prompt": "Go on?"})
     with Runtime(run_store=place.runs, ledger_store=HashChainedLedgerStore(place.ledger)) as rt:
         rt.start(workflow=workflow, run_id="r")
-        waiting = rt.tick(workflow=workflow, run_id="r").waiting
+        rt.tick(workflow=workflow, run_id="r")
     with Runtime(run_store=place.runs, ledger_store=place.ledger) as plain:
         place.ledger.append(record("r"))
-        plain.resume(workflow=workflow, run_id="r", wait_key=waiting.wait_key, payload="yes")
+        plain.resume(workflow=workflow, run_id="r", wait_key=None, payload="yes")
         report = plain.verify_ledger("r")
         assert report["ok"], report
         assert all(row["record_hash"] for row in plain.get_ledger("r"))
@@ -390,11 +390,11 @@ def test_a_host_that_saves_a_run_leaves_its_chain_alone(place):
     workflow = one("ask_user", {"prompt": "Go on?"})
     with Runtime(run_store=place.runs, ledger_store=HashChainedLedgerStore(place.ledger)) as rt:
         rt.start(workflow=workflow, run_id="r")
-        waiting = rt.tick(workflow=workflow, run_id="r").waiting
+        rt.tick(workflow=workflow, run_id="r")
         run = place.runs.load("r")
         run.chain_head, run.vars["note"] = "of the host's own", 1
         place.runs.save(run)
-        rt.resume(workflow=workflow, run_id="r", wait_key=waiting.wait_key, payload="yes")
+        rt.resume(workflow=workflow, run_id="r", wait_key=None, payload="yes")
         assert rt.verify_ledger("r")["ok"]
 
 

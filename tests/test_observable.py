@@ -30,13 +30,15 @@ from .faults import FaultyRunStore, ProcessDied
 from .test_ledger_chain import DictLedger, DictRuns
 from .worlds import one
 
+Rows = list[dict[str, Any]]
+
 
 def record(run_id: str = "r", number: int = 1) -> StepRecord:
     return StepRecord(run_id, f"{run_id}:{number}.1", "n", StepStatus.COMPLETED, result={"n": number})
 
 
 def test_a_direct_append_is_told_as_list_shows_it():
-    ledger, told = ObservableLedgerStore(InMemoryLedgerStore()), list[dict[str, Any]]()
+    ledger, told = ObservableLedgerStore(InMemoryLedgerStore()), Rows()
     ledger.subscribe(told.append)
     ledger.append(record(number=1))
     ledger.append(record(number=2))
@@ -45,7 +47,7 @@ def test_a_direct_append_is_told_as_list_shows_it():
 
 def test_a_run_filter_an_unsubscribe_and_a_clearing_hold():
     ledger = ObservableLedgerStore(InMemoryLedgerStore())
-    one_run, all_runs, cleared = [], [], []
+    one_run, all_runs, cleared = Rows(), Rows(), Rows()
     stop = ledger.subscribe(one_run.append, run_id="a")
     stop_all = ledger.subscribe(all_runs.append)
     ledger.append(record("a"))
@@ -60,7 +62,7 @@ def test_a_run_filter_an_unsubscribe_and_a_clearing_hold():
 
 
 def test_what_a_subscriber_raises_is_logged_and_the_others_hear(caplog):
-    ledger, told = ObservableLedgerStore(InMemoryLedgerStore()), []
+    ledger, told = ObservableLedgerStore(InMemoryLedgerStore()), Rows()
 
     def broken(row: dict[str, Any]) -> None:
         raise RuntimeError("a subscriber's own trouble")
@@ -74,7 +76,7 @@ def test_what_a_subscriber_raises_is_logged_and_the_others_hear(caplog):
 
 
 def test_each_subscriber_gets_a_dict_of_its_own():
-    ledger, told = ObservableLedgerStore(InMemoryLedgerStore()), []
+    ledger, told = ObservableLedgerStore(InMemoryLedgerStore()), Rows()
     ledger.subscribe(lambda row: row["result"].clear())
     ledger.subscribe(told.append)
     ledger.append(record())
@@ -97,21 +99,21 @@ def pairs(tmp_path: Any) -> dict[str, tuple[Any, Any]]:
 def test_what_a_runtime_commits_is_told_once_as_it_is_listed(kind, chained, tmp_path):
     runs, inner = pairs(tmp_path)[kind]
     ledger = ObservableLedgerStore(HashChainedLedgerStore(inner) if chained else inner)
-    told: list[dict[str, Any]] = []
+    told = Rows()
     ledger.subscribe(told.append)
     workflow = one("ask_user", {"prompt": "Go on?"})
     with Runtime(run_store=runs, ledger_store=ledger) as rt:
         assert rt.ledger_store is ledger
         rt.start(workflow=workflow, run_id="r")
-        wait = rt.tick(workflow=workflow, run_id="r").waiting
-        rt.resume(workflow=workflow, run_id="r", wait_key=wait.wait_key, payload="yes")
+        rt.tick(workflow=workflow, run_id="r")
+        rt.resume(workflow=workflow, run_id="r", wait_key=None, payload="yes")
         listed = rt.get_ledger("r")
     assert told == listed
     assert len(told) == len({(row["step_id"], row["status"]) for row in told}) == 5
 
 
 async def test_an_async_runtime_tells_too():
-    ledger, told = AsyncObservableLedgerStore(AsyncInMemoryLedgerStore()), []
+    ledger, told = AsyncObservableLedgerStore(AsyncInMemoryLedgerStore()), Rows()
     ledger.subscribe(told.append)
     async with AsyncRuntime(run_store=AsyncInMemoryRunStore(), ledger_store=ledger) as rt:
         await rt.run(one("answer_user", {"message": "hello"}), run_id="r")
@@ -121,7 +123,7 @@ async def test_an_async_runtime_tells_too():
 @pytest.mark.parametrize("mode", ["die_before", "lost_with_error"])
 def test_nothing_is_told_that_did_not_become_durable(mode, tmp_path):
     runs, inner = pairs(tmp_path)["sqlite"]
-    ledger, told = ObservableLedgerStore(inner), []
+    ledger, told = ObservableLedgerStore(inner), Rows()
     ledger.subscribe(told.append)
     workflow = one("answer_user", {"message": "hello"})
     with Runtime(run_store=FaultyRunStore(runs, at=2, mode=mode), ledger_store=ledger) as rt:
@@ -140,7 +142,7 @@ def test_an_append_that_fails_is_not_told():
         def append(self, record: StepRecord) -> None:
             raise StoreError("no room")
 
-    ledger, told = ObservableLedgerStore(Full()), []
+    ledger, told = ObservableLedgerStore(Full()), Rows()
     ledger.subscribe(told.append)
     with pytest.raises(StoreError, match="no room"):
         ledger.append(record())
