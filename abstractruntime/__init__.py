@@ -64,6 +64,15 @@ from .storage.in_memory import (
     InMemoryLedgerStore,
     InMemoryRunStore,
 )
+from .storage.ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore, verify_ledger_chain
+from .storage.observable import AsyncObservableLedgerStore, ObservableLedgerStore, ObservableLedgerStoreProtocol
+from .storage.offloading import (
+    AsyncOffloadingLedgerStore,
+    AsyncOffloadingRunStore,
+    OffloadingLedgerStore,
+    OffloadingRunStore,
+    offload_large_values,
+)
 from .storage.sqlite import (
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
@@ -78,8 +87,12 @@ __version__ = "1.0.0"
 __all__ = [
     "AbstractRuntimeError",
     "ActorFingerprint",
+    "AsyncHashChainedLedgerStore",
     "AsyncInMemoryLedgerStore",
     "AsyncInMemoryRunStore",
+    "AsyncObservableLedgerStore",
+    "AsyncOffloadingLedgerStore",
+    "AsyncOffloadingRunStore",
     "AsyncRuntime",
     "AsyncSqliteLedgerStore",
     "AsyncSqliteRunStore",
@@ -94,6 +107,7 @@ __all__ = [
     "EffectOutcome",
     "EffectPolicy",
     "EffectType",
+    "HashChainedLedgerStore",
     "InMemoryLedgerStore",
     "InMemoryRunStore",
     "InvalidAnswer",
@@ -105,6 +119,10 @@ __all__ = [
     "LedgerEntry",
     "LimitWarning",
     "NoRetryPolicy",
+    "ObservableLedgerStore",
+    "ObservableLedgerStoreProtocol",
+    "OffloadingLedgerStore",
+    "OffloadingRunStore",
     "Page",
     "QueryableRunStore",
     "ReentrantTick",
@@ -149,4 +167,6 @@ __all__ = [
     "WorkflowMismatch",
     "WorkflowSpec",
     "compute_idempotency_key",
+    "offload_large_values",
+    "verify_ledger_chain",
 ]

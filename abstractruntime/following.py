@@ -105,7 +105,7 @@ class Follower:
             ended = self._look and await self._has_ended()
             if self.closed:
                 break
-            found = await self._following.journal.backend.records(self.run_id, after=self._offset, limit=PAGE)
+            found = await self._following.journal.stored.records(self.run_id, after=self._offset, limit=PAGE)
             if found:
                 page = [
                     LedgerEntry(offset=offset, record=record_dict(record))

@@ -6,9 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from .core.chain import verify_ledger_chain
 from .core.codec import record_dict
 from .core.config import LimitWarning, limit_status, limit_warnings
-from .core.journal import Journal, LedgerCallback
+from .core.errors import UnknownRun
+from .core.journal import Journal
+from .core.layers import LedgerCallback
 from .core.models import RunState
 from .core.traces import node_traces
 
@@ -18,13 +21,40 @@ class ReadsRuns:
 
     _journal: Journal
 
-    async def get_state(self, run_id: str) -> RunState:
-        """A fresh copy of the run as stored. Raises `UnknownRun` (a KeyError)."""
-        return (await self._journal.load(run_id)).run
+    async def get_state(self, run_id: str, *, resolve: bool = False) -> RunState:
+        """A fresh copy of the run as stored. Raises `UnknownRun` (a KeyError).
 
-    async def get_ledger(self, run_id: str) -> list[dict[str, Any]]:
-        """The run's records as dicts, oldest first; `[]` for an unknown run."""
-        return [record_dict(record) for record in await self._journal.backend.records(run_id)]
+        Large values that an `OffloadingRunStore` moved out are references; with `resolve` they are values again.
+        """
+        return (await self._journal.load(run_id, resolve=resolve)).run
+
+    async def get_ledger(self, run_id: str, *, resolve: bool = False) -> list[dict[str, Any]]:
+        """The run's records as dicts, oldest first; `[]` for an unknown run.
+
+        Large values that an `OffloadingLedgerStore` moved out are references; with `resolve` they are values again.
+        """
+        backend = self._journal.backend if resolve else self._journal.stored
+        return [record_dict(record) for record in await backend.records(run_id)]
+
+    async def verify_ledger(self, run_id: str) -> dict[str, Any]:
+        """Check the hash chain of a run's ledger against the run's checkpoint; the report of `verify_ledger_chain`.
+
+        Found are records that were changed, taken out, put in, moved, or cut off at the end. Raises `UnknownRun`, and
+        `StoreCorrupt` for what is no record at all.
+        """
+        stored = self._journal.stored
+        while True:
+            run = await self._loaded(run_id)
+            ledger = [record_dict(record) for record in await stored.records(run_id)]
+            again = await self._loaded(run_id)
+            if (run.records, run.chain_head) == (again.records, again.chain_head):  # nothing was added meanwhile
+                return verify_ledger_chain(ledger, head=run.chain_head, count=run.records)
+
+    async def _loaded(self, run_id: str) -> RunState:
+        loaded = await self._journal.stored.load(run_id)
+        if loaded is None:
+            raise UnknownRun(run_id)
+        return loaded.run
 
     def subscribe_ledger(self, callback: LedgerCallback, *, run_id: str | None = None) -> Callable[[], None]:
         """Call `callback(record)` for every record this runtime makes durable; returns an idempotent unsubscribe.

@@ -30,7 +30,7 @@ from .performer import Performer
 from .reading import ReadsRuns
 from .starting import difference, identity_of, seeded
 from .storage.finder import StoreFinder
-from .storage.user_pair import join_stores
+from .storage.joining import join
 
 #: sync effect handlers that one runtime runs at the same time
 MAX_HANDLER_THREADS = 64
@@ -89,8 +89,9 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers):
         self._ctx: RunContext = context if context is not None else DefaultRunContext(self._clock)
         self._workflow_registry, self._config = workflow_registry, config or RuntimeConfig()
         threads = WorkerThreads(MAX_HANDLER_THREADS)
-        self._backend = join_stores(run_store, ledger_store)
-        self._journal = Journal(self._backend, self._clock)
+        joined = join(run_store, ledger_store)
+        self._backend = joined.resolving or joined.stored
+        self._journal = Journal(joined.stored, self._clock, layers=joined.layers, resolving=joined.resolving)
         self._leases = Leases(self._backend, self._clock, lease_seconds)
         handlers = builtin_handlers(self._load_other)
         handlers |= {str(kind): adapt(handler, threads) for kind, handler in (effect_handlers or {}).items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 from .core.clock import Clock
 from .core.config import LimitWarning, RuntimeConfig
-from .core.journal import LedgerCallback
+from .core.layers import LedgerCallback
 from .core.models import RunState
 from .core.policy import EffectPolicy
 from .core.portal import drive, twin
@@ -254,13 +254,17 @@ class Runtime:
 
     # -- looking at runs
 
-    def get_state(self, run_id: str) -> RunState:
+    def get_state(self, run_id: str, *, resolve: bool = False) -> RunState:
         """A fresh copy of the run as stored. Raises `UnknownRun` (a KeyError)."""
-        return drive(self.aio.get_state, run_id)
+        return drive(self.aio.get_state, run_id, resolve=resolve)
 
-    def get_ledger(self, run_id: str) -> list[dict[str, Any]]:
+    def get_ledger(self, run_id: str, *, resolve: bool = False) -> list[dict[str, Any]]:
         """The run's records as dicts, oldest first; `[]` for an unknown run."""
-        return drive(self.aio.get_ledger, run_id)
+        return drive(self.aio.get_ledger, run_id, resolve=resolve)
+
+    def verify_ledger(self, run_id: str) -> dict[str, Any]:
+        """See `AsyncRuntime.verify_ledger`."""
+        return drive(self.aio.verify_ledger, run_id)
 
     def subscribe_ledger(self, callback: LedgerCallback, *, run_id: str | None = None) -> Callable[[], None]:
         """Call `callback(record)` for every record this runtime makes durable; returns an idempotent unsubscribe.

@@ -39,6 +39,8 @@ FLOORS = (
         "core.outcomes",
         "core.config",
         "core.backend",
+        "core.chain",
+        "core.layers",
         "core.capacity",
         "core.classify",
     ),

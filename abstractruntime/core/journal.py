@@ -6,38 +6,40 @@ then looks for the commit's id, in the state and in the ledger, before it writes
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from . import portal
 from .backend import Backend, Loaded, Write
+from .chain import linked
 from .clock import Clock, iso, parse_instant
-from .codec import REFUSALS, copy_of, decode_run, encode_records, encode_run, record_dict
+from .codec import REFUSALS, decode_records, decode_run, encode_records, encode_run
 from .errors import RevisionConflict, StoreCorrupt, StoreUnclear, UnknownRun, UnsafeValue
 from .ids import check_id
 from .kernel import in_flight, known_by
+from .layers import PLAIN, Layers, LedgerCallback, Observers
 from .models import Commit, RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
 from .secrets import admit
 
 log = logging.getLogger("abstractruntime.journal")
 
-LedgerCallback = Callable[[dict[str, Any]], object]
-
 #: seconds between the tries of an unclear write
 _PATIENCE = (0.01, 0.05, 0.25, 1.0)
 
 
-def prepare(commit: Commit, *, slim: bool = True) -> Write:
+def prepare(commit: Commit, *, slim: bool = True, chain: bool = False) -> Write:
     """A commit as bytes with its guard. What crosses the JSON and secrets borders was admitted before.
 
-    With `slim` the record that ends an attempt does not repeat the effect that its STARTED record holds.
+    With `slim` the record that ends an attempt does not repeat the effect that its STARTED record holds. With `chain`
+    the records are linked to the last one before them, and the head of the chain is set in `commit.run`.
     """
     before, run = commit.before, commit.run
-    records = _slim(commit) if slim and before is not None and before.intent is not None else commit.records
+    if chain:
+        records: Sequence[StepRecord] = linked(commit.records, None if before is None else before.chain_head)
+        run.chain_head = records[-1].record_hash if records else run.chain_head
+    else:
+        records = _slim(commit) if slim and before is not None and before.intent is not None else commit.records
     if commit.landing is not None:
         return _landing(commit, commit.landing, records)
     return Write(
@@ -72,7 +74,7 @@ def _slim(commit: Commit) -> tuple[StepRecord, ...]:
     )
 
 
-def _landing(commit: Commit, commit_id: str, records: tuple[StepRecord, ...]) -> Write:
+def _landing(commit: Commit, commit_id: str, records: Sequence[StepRecord]) -> Write:
     before = commit.before
     assert before is not None
     return Write(
@@ -103,6 +105,7 @@ def prepare_save(stored: Loaded | None, run: RunState, *, overwrite: bool, commi
         output=admit(run.output, "output"),
         status=RunStatus(run.status),
         commit_id=commit_id,
+        chain_head=None if stored is None else stored.run.chain_head,
     )
     if stored is None:
         clean.revision, clean.records = max(1, run.revision), 0
@@ -146,26 +149,32 @@ def _admitted_wait(wait: WaitState | None) -> WaitState | None:
 class Journal:
     """What the runtime knows of storage: load, commit, read the ledger, subscribe."""
 
-    def __init__(self, backend: Backend, clock: Clock) -> None:
-        self.backend = backend
-        self._clock = clock
-        self._observers: dict[int, tuple[LedgerCallback, str | None]] = {}
-        self._numbers = itertools.count()
+    def __init__(
+        self, backend: Backend, clock: Clock, *, layers: Layers = PLAIN, resolving: Backend | None = None
+    ) -> None:
+        #: as stored: large values that were moved out are references
+        self.stored = backend
+        #: with all values in their places: what the engine reads and writes
+        self.backend = backend if resolving is None else resolving
+        self._clock, self._layers = clock, layers
+        self._observers = Observers()
+        self._told = (self._observers, *layers.observers)
         #: per run, who is told the state of each commit once it is durable; they are quick, and raise nothing
         self.watchers: dict[str, set[Callable[[RunState], None]]] = {}
 
-    async def load(self, run_id: str) -> Loaded:
+    async def load(self, run_id: str, *, resolve: bool = True) -> Loaded:
         """The latest durable state, with what of several effects has landed since; `UnknownRun` if there is none."""
-        loaded = await self.backend.load(run_id)
+        backend = self.backend if resolve else self.stored
+        loaded = await backend.load(run_id)
         if loaded is None:
             raise UnknownRun(run_id)
         run = loaded.run
         if run.intent is not None and run.intent.parts:
-            after = run.intent.known if self.backend.atomic else 0
-            records = await self.backend.records(run_id, after=after)
+            after = run.intent.known if backend.atomic else 0
+            records = await backend.records(run_id, after=after)
             run.intent = known_by(run, run.intent, records)
-            if self.backend.atomic and run.records != after + len(records):  # one landed between the two reads
-                return await self.load(run_id)
+            if backend.atomic and run.records != after + len(records):  # one landed between the two reads
+                return await self.load(run_id, resolve=resolve)
         return loaded
 
     async def commit(self, commit: Commit) -> RunState:
@@ -173,7 +182,13 @@ class Journal:
 
         Raises `RevisionConflict` when the run moved on, `StoreUnclear` when not even looking helped.
         """
-        write = prepare(commit, slim=self.backend.atomic)
+        layers, kept = self._layers, commit
+        if layers.offload is not None:
+            kept = await layers.offload.commit(commit)
+        # a chain once begun goes on, also where a runtime was built without the decorator
+        chain = layers.chain or (commit.before is not None and commit.before.chain_head is not None)
+        write = prepare(kept, slim=self.backend.atomic, chain=chain and self.backend.atomic)
+        commit.run.chain_head = kept.run.chain_head
         try:
             await self.backend.commit(write)
         except StoreUnclear as error:
@@ -181,15 +196,15 @@ class Journal:
         if self.watchers:
             for watcher in tuple(self.watchers.get(commit.run.run_id, ())):
                 watcher(commit.run)
-        if self._observers and commit.records:
-            await self._publish(commit.records)
+        if commit.records and any(self._told):
+            records = decode_records(write.records, commit.run.run_id) if chain else kept.records
+            for observers in self._told:
+                await observers.tell_here(records)
         return commit.run
 
     def subscribe(self, callback: LedgerCallback, run_id: str | None) -> Callable[[], None]:
         """Call `callback(record)` with every record that becomes durable through this journal, until unsubscribed."""
-        number = next(self._numbers)
-        self._observers[number] = (callback, run_id)
-        return lambda: self._observers.pop(number, None) and None
+        return self._observers.add(callback, run_id)
 
     async def _make_sure(self, write: Write, error: StoreUnclear) -> None:
         run_id, commit_id = write.run.run_id, write.run.commit_id or ""
@@ -208,12 +223,3 @@ class Journal:
                 error = again
             await self._clock.sleep(pause)
         raise error
-
-    async def _publish(self, records: tuple[StepRecord, ...]) -> None:
-        for record in (record for stored in records for record in stored.unfolded()):
-            for callback, run_id in list(self._observers.values()):
-                if run_id is None or run_id == record.run_id:
-                    try:
-                        await portal.here(callback, copy_of(record_dict(record)))
-                    except Exception:  # a boundary: the record is durable, a reader's trouble is its own
-                        log.exception("A ledger subscriber failed on a record of run %s", record.run_id)

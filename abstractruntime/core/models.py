@@ -229,6 +229,8 @@ class RunState(Struct, dict=True, omit_defaults=True):
     retries: int = 0
     #: why the run was set apart: it failed again and again
     quarantined: str | None = None
+    #: the `record_hash` of the last record, of a ledger that is hash-chained
+    chain_head: str | None = None
 
     @property
     def paused(self) -> bool:

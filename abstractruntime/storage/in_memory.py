@@ -17,6 +17,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ..core.backend import Backend, Loaded, Write
+from ..core.chain import linked
 from ..core.codec import decode_records, decode_run, encode_records, fill, record_dict
 from ..core.errors import RevisionConflict
 from ..core.ids import check_id, new_id
@@ -173,6 +174,7 @@ class InMemoryLedgerStore(LedgerStore):
         self._ledgers: dict[str, list[bytes]] = defaultdict(list)
         self._starts: dict[str, list[int]] = defaultdict(list)  # the number of the first record of each of these
         self._counts: dict[str, int] = defaultdict(int)
+        self._heads: dict[str, str | None] = {}  # of the ledgers that are chained, the hash of the last record
         self._by_key: dict[tuple[str, str], list[bytes]] = defaultdict(list)
         self._lock = threading.RLock()
 
@@ -183,9 +185,19 @@ class InMemoryLedgerStore(LedgerStore):
 
     def append(self, record: StepRecord) -> None:
         """Add a record at the end of its run's ledger."""
+        self._append(record)
+
+    def _append(self, record: StepRecord, *, chain: bool = False) -> StepRecord:
+        """Add it as a link of the ledger's chain, if there is one or shall be; the record as stored."""
         check_id(record.run_id, "run_id of a record")
         clean = replace(record, effect=admit(record.effect, "effect"), result=admit(record.result, "result"))
-        self._put(record.run_id, encode_records([clean]), 1, None)
+        with self._lock:
+            head = self._heads.get(record.run_id)
+            if chain or head is not None:
+                (clean,) = linked([clean], head)
+                head = clean.record_hash
+            self._put(record.run_id, encode_records([clean]), 1, None, head)
+        return clean
 
     def list(self, run_id: str) -> list[dict[str, Any]]:
         """The run's records as dicts, oldest first."""
@@ -214,12 +226,15 @@ class InMemoryLedgerStore(LedgerStore):
         with self._lock:
             self._ledgers.pop(run_id, None)
             self._starts.pop(run_id, None)
+            self._heads.pop(run_id, None)
             for entry in [entry for entry in self._by_key if entry[0] == run_id]:
                 del self._by_key[entry]
             return self._counts.pop(run_id, 0)
 
-    def _put(self, run_id: str, data: bytes, count: int, lookup_key: str | None) -> None:
+    def _put(self, run_id: str, data: bytes, count: int, lookup_key: str | None, head: str | None) -> None:
         with self._lock:
+            if head is not None:
+                self._heads[run_id] = head
             self._ledgers[run_id].append(data)
             self._starts[run_id].append(self.count(run_id) + 1)
             self._counts[run_id] += count
@@ -318,6 +333,9 @@ class AsyncInMemoryLedgerStore:
     async def append(self, record: StepRecord) -> None:
         """See `InMemoryLedgerStore.append`."""
         self.sync.append(record)
+
+    async def _append(self, record: StepRecord, *, chain: bool = False) -> StepRecord:
+        return self.sync._append(record, chain=chain)
 
     async def count(self, run_id: str) -> int:
         """See `InMemoryLedgerStore.count`."""

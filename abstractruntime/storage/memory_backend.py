@@ -27,6 +27,7 @@ class MemoryBackend:
             found = self._runs._loaded(run_id)
             if found is not None:
                 found.run.records = self._ledgers.count(run_id)
+                found.run.chain_head = self._ledgers._heads.get(run_id)
             return found
 
     async def commit(self, write: Write) -> None:
@@ -36,7 +37,7 @@ class MemoryBackend:
                 raise RevisionConflict(run_id, write.expected, write.expected, "its ledger grew")
             self._runs._put(write)
             if write.count:
-                self._ledgers._put(run_id, write.records, write.count, write.lookup_key)
+                self._ledgers._put(run_id, write.records, write.count, write.lookup_key, write.run.chain_head)
             for request in write.requests:
                 self._runs._ask(request)
 

@@ -11,7 +11,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -21,6 +21,9 @@ from ..core.errors import RevisionConflict, StoreCorrupt, StoreError
 from ..core.models import TERMINAL, RunState, StepRecord
 from ..core.threads import WorkerThreads
 from .base import Backend, Loaded, Write
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _THREADS = WorkerThreads(16)
 
@@ -84,11 +87,7 @@ class UserPair:
         return [record for record in await self.records(run_id) if record.idempotency_key == key]
 
     async def records(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
-        rows = await call(self._ledgers.list, run_id)
-        try:
-            found = [msgspec.convert(row, StepRecord, strict=False) for row in rows]
-        except msgspec.ValidationError as error:
-            raise StoreCorrupt(f"The ledger of run {run_id!r} holds what is no record: {error}") from error
+        found = [as_record(row) for row in await call(self._ledgers.list, run_id)]
         return found[after : None if limit is None else after + limit]
 
     async def renew(self, owner: str, until: int) -> None:
@@ -116,6 +115,21 @@ async def call(method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return await method(*args, **options)
     result = await _THREADS.run(partial(method, *args, **options))
     return await result if inspect.isawaitable(result) else result
+
+
+async def in_thread(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking function in a worker thread."""
+    result: T = await _THREADS.run(partial(fn, *args, **kwargs))
+    return result
+
+
+def as_record(row: Any) -> StepRecord:
+    """What a user's ledger store lists, as a record. Raises StoreCorrupt."""
+    try:
+        return msgspec.convert(row, StepRecord, strict=False)
+    except msgspec.ValidationError as error:
+        run_id = row.get("run_id") if isinstance(row, dict) else None
+        raise StoreCorrupt(f"The ledger of run {run_id!r} holds what is no record: {error}") from error
 
 
 def _packed(run: RunState, revision: int) -> RunState:

@@ -47,8 +47,9 @@ class SqliteBackend:
         stored = await self.read(partial(stored_run, run_id=run_id))
         if stored is None:
             return None
-        revision, records, data, requests = stored
+        revision, records, head, data, requests = stored
         run = run_of(run_id, records, data)
+        run.chain_head = head
         if run.revision != revision:
             raise StoreCorrupt(
                 f"Run {run_id!r} is at revision {revision}, but its data is of revision {run.revision}. "
@@ -63,9 +64,9 @@ class SqliteBackend:
         """A commit that may also change where the run comes from: a host's `save()`."""
         await self.write(partial(writes.store, write=write, identity=True))
 
-    async def append(self, record: StepRecord) -> None:
-        """Add one record behind the last one of its run."""
-        await self.write(partial(writes.append, record=record))
+    async def append(self, record: StepRecord, *, chain: bool = False) -> StepRecord:
+        """Add one record behind the last one of its run, as a link of its chain if there is one or shall be."""
+        return await self.write(partial(writes.append, record=record, chain=chain))
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         return await self.read(partial(reads.landed, run_id=run_id, commit_id=commit_id))

@@ -182,7 +182,7 @@ class Writer:
             run, base = write.run, write.expected_records
             run_pk = self._ids.get(run.run_id) or self._look_up(connection, run.run_id)
             if write.landing:
-                landings.append((base + write.count, run_pk, write.expected, base))
+                landings.append((base + write.count, run.chain_head, run_pk, write.expected, base))
             else:
                 full.append((run_pk, write))
             if write.count:
@@ -218,6 +218,7 @@ class Writer:
                 write.expected_records,
                 write.count,
                 write.lookup_key or "",
+                run.chain_head or "",
                 bytearray(write.data),
                 bytearray(write.records),
             )
@@ -227,7 +228,15 @@ class Writer:
         rows, waits = [], []
         for run_pk, write in writes:
             run, base = write.run, write.expected_records
-            new = (run.revision, base + write.count, str(run.status), rest_at(run), run.owner, write.data)
+            new = (
+                run.revision,
+                base + write.count,
+                str(run.status),
+                rest_at(run),
+                run.owner,
+                write.data,
+                run.chain_head,
+            )
             rows.append((*new, run_pk, write.expected, base, write.answered))
             wait = wait_row(run_pk, run)
             if wait is not None:
@@ -248,7 +257,8 @@ class Writer:
             run = write.run
             self._found[run.run_id] = run_pk
             runs.append((run_pk, run.run_id, *identity_row(run)))
-            states.append((run_pk, run.revision, write.count, str(run.status), rest_at(run), run.owner, write.data))
+            state = (run_pk, run.revision, write.count, str(run.status), rest_at(run), run.owner, write.data)
+            states.append((*state, run.chain_head))
             wait = wait_row(run_pk, run)
             if wait is not None:
                 waits.append(wait)

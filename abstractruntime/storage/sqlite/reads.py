@@ -28,8 +28,8 @@ _RUNS_OF_SESSION = QUERIES["runs_of_session"]
 _RUNS_DUE = QUERIES["runs_due"]
 _CHILDREN_OF_RUN = QUERIES["children_of_run"]
 
-#: revision, number of records and bytes of a run as stored, and the requests that stand at it
-StoredRun = tuple[int, int, bytes, tuple[Request, ...]]
+#: revision, number of records, head of their chain and bytes of a run as stored, and the requests that stand at it
+StoredRun = tuple[int, int, str | None, bytes, tuple[Request, ...]]
 
 
 def stored_run(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
@@ -37,8 +37,8 @@ def stored_run(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
     row = connection.execute(_LOAD_STATE, (run_id,)).fetchone()
     if row is None:
         return None
-    run_pk, revision, records, requested, data = row
-    return revision, records, data, requests_of(connection, run_pk) if requested else ()
+    run_pk, revision, records, head, requested, data = row
+    return revision, records, head, data, requests_of(connection, run_pk) if requested else ()
 
 
 def run_of(run_id: str, records: int, data: bytes) -> RunState:
@@ -101,7 +101,7 @@ def _newest_first(connection: sqlite3.Connection, run_id: str, query: str, *para
 def landed(connection: sqlite3.Connection, run_id: str, commit_id: str) -> bool:
     """Whether the run's state or one of its records was written by this commit."""
     state = stored_run(connection, run_id)
-    if state is not None and decode_run(state[2], run_id).commit_id == commit_id:
+    if state is not None and decode_run(state[3], run_id).commit_id == commit_id:
         return True
     rows = connection.execute(_RECORDS_NEWEST_FIRST, (first(connection, _ID_OF_RUN, (run_id,)),))
     return any(record.commit_id == commit_id for (data,) in rows for record in decode_records(data, run_id))

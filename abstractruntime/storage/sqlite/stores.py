@@ -149,9 +149,13 @@ class AsyncSqliteLedgerStore(LedgerStore):
         A step of the run that is in progress then meets a conflict and is computed again. Raises `InvalidId` for an
         empty run id, `UnsafeValue` for what JSON cannot carry.
         """
+        await self._append(record)
+
+    async def _append(self, record: StepRecord, *, chain: bool = False) -> StepRecord:
+        """Add it as a link of the ledger's chain, if there is one or shall be; the record as stored."""
         check_id(record.run_id, "run_id of a record")
         clean = replace(record, effect=admit(record.effect, "effect"), result=admit(record.result, "result"))
-        await self.db.backend.append(clean)
+        return await self.db.backend.append(clean, chain=chain)
 
     async def list(self, run_id: str) -> Records:
         """The run's records as dicts, oldest first; `[]` for an unknown run."""
@@ -226,6 +230,9 @@ class SqliteLedgerStore(LedgerStore):
     def append(self, record: StepRecord) -> None:
         """See `AsyncSqliteLedgerStore.append`."""
         drive(self.aio.append, record)
+
+    def _append(self, record: StepRecord, *, chain: bool = False) -> StepRecord:
+        return drive(self.aio._append, record, chain=chain)
 
     def list(self, run_id: str) -> Records:
         """See `AsyncSqliteLedgerStore.list`."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from ...core.chain import linked
 from ...core.clock import micros
-from ...core.codec import REFUSALS, decode, encode, encode_records
+from ...core.codec import REFUSALS, decode, decode_records, encode, encode_records
 from ...core.errors import RevisionConflict, StoreCorrupt
 from ...core.models import Request, RunState, RunStatus, StepRecord
 from ..base import Write
@@ -35,7 +36,8 @@ _REQUESTS_OF_RUN = QUERIES["requests_of_run"]
 _INSERT_REQUEST = QUERIES["insert_request"]
 _COUNT_REQUEST = QUERIES["count_request"]
 _COUNT_APPENDED_RECORD = QUERIES["count_appended_record"]
-_RECORDS_OF_STATE = QUERIES["records_of_state"]
+_END_OF_LEDGER = QUERIES["end_of_ledger"]
+_RECORDS_NEWEST_FIRST = QUERIES["records_newest_first"]
 _LAST_OF_LEDGER = QUERIES["last_of_ledger"]
 _DELETE_STATE = QUERIES["delete_state"]
 _FORGET_IDENTITY = QUERIES["forget_identity"]
@@ -107,17 +109,30 @@ def requests_of(connection: sqlite3.Connection, run_pk: int) -> tuple[Request, .
         ) from error
 
 
-def append(connection: sqlite3.Connection, record: StepRecord) -> None:
-    """Add one record behind the last one of its run, whether that run is stored or not."""
+def append(connection: sqlite3.Connection, record: StepRecord, *, chain: bool = False) -> StepRecord:
+    """Add one record behind the last one of its run, whether that run is stored or not; the record as stored.
+
+    It becomes a link of the chain with `chain`, and wherever there is one.
+    """
     run_pk = first(connection, _ID_OF_RUN, (record.run_id,))
     if run_pk is None:
         run_pk = next_run_id(connection)
         connection.execute(_INSERT_RUNS, (run_pk, record.run_id, None, None, None, None, None))
-    if connection.execute(_COUNT_APPENDED_RECORD, (run_pk,)).rowcount:
-        seq = first(connection, _RECORDS_OF_STATE, (run_pk,))
-    else:
-        seq = first(connection, _LAST_OF_LEDGER, (run_pk,)) + 1
-    connection.execute(_INSERT_LEDGER, (run_pk, seq, 1, None, encode_records([record])))
+    state = connection.execute(_END_OF_LEDGER, (run_pk,)).fetchone()
+    last, head = state or (first(connection, _LAST_OF_LEDGER, (run_pk,)), _head_of(connection, run_pk, record.run_id))
+    if chain or head is not None:
+        (record,) = linked([record], head)
+        head = record.record_hash
+    if state is not None:
+        connection.execute(_COUNT_APPENDED_RECORD, (head, run_pk))
+    connection.execute(_INSERT_LEDGER, (run_pk, last + 1, 1, None, encode_records([record])))
+    return record
+
+
+def _head_of(connection: sqlite3.Connection, run_pk: int, run_id: str) -> str | None:
+    """The hash of the last record of a ledger whose run is not stored."""
+    data = first(connection, _RECORDS_NEWEST_FIRST, (run_pk,))
+    return None if data is None else decode_records(data, run_id)[-1].record_hash
 
 
 def delete_run(connection: sqlite3.Connection, run_id: str) -> bool:
@@ -154,10 +169,9 @@ def _insert(connection: sqlite3.Connection, run_pk: int | None, write: Write) ->
             raise RevisionConflict(run.run_id, 0, found[0], "a run of this id exists")
         base = first(connection, _LAST_OF_LEDGER, (run_pk,))
         connection.execute(_SET_IDENTITY, (*identity_row(run), run_pk))
-    records = base + write.count
-    connection.execute(
-        _INSERT_STATES, (run_pk, run.revision, records, str(run.status), rest_at(run), run.owner, write.data)
-    )
+    head = run.chain_head if write.count else _head_of(connection, run_pk, run.run_id)
+    new = (run_pk, run.revision, base + write.count, str(run.status), rest_at(run), run.owner, write.data, head)
+    connection.execute(_INSERT_STATES, new)
     _register_wait(connection, run_pk, run)
     return run_pk, base
 
@@ -166,11 +180,13 @@ def _replace(connection: sqlite3.Connection, run_pk: int, write: Write) -> None:
     run, records = write.run, write.expected_records + write.count
     guard = (run_pk, write.expected, write.expected_records, write.answered)
     if write.landing:
-        changed = connection.execute(_LAND_RECORDS, (records, *guard[:3])).rowcount
+        changed = connection.execute(_LAND_RECORDS, (records, run.chain_head, *guard[:3])).rowcount
     elif write.hot:
-        changed = connection.execute(_ADVANCE_STATE, (run.revision, records, write.data, *guard)).rowcount
+        changed = connection.execute(
+            _ADVANCE_STATE, (run.revision, records, write.data, run.chain_head, *guard)
+        ).rowcount
     else:
-        new = (run.revision, records, str(run.status), rest_at(run), run.owner, write.data)
+        new = (run.revision, records, str(run.status), rest_at(run), run.owner, write.data, run.chain_head)
         changed = connection.execute(_REPLACE_STATE, new + guard).rowcount
     if changed != 1:
         raise _conflict(connection, run_pk, write)

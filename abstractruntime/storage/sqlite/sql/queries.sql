@@ -20,27 +20,27 @@ VALUES (?, ?, ?, ?, ?, ?, ?);
 UPDATE runs SET workflow_id = ?, session_id = ?, actor_id = ?, parent_run_id = ?, created_at = ? WHERE id = ?;
 
 -- name: insert_states
-INSERT INTO states (id, revision, records, status, rest_at, owner, data)
-VALUES (?, ?, ?, ?, ?, ?, ?);
+INSERT INTO states (id, revision, records, status, rest_at, owner, data, head)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: land_steps
 -- The hot write of a step: only columns that no index has. Many rows in one statement, see migrations/0002_steps.sql.
-INSERT INTO steps (run, revision, base, count, lookup_key, state, records)
-VALUES (?, ?, ?, ?, ?, ?, ?);
+INSERT INTO steps (run, revision, base, count, lookup_key, head, state, records)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: advance_state
 -- The same for the state of one row, where a conflict is to be told apart.
-UPDATE states SET revision = ?, records = ?, data = ?
+UPDATE states SET revision = ?, records = ?, data = ?, head = ?
 WHERE id = ? AND revision = ? AND records = ? AND requested = ?;
 
 -- name: land_records
 -- Effects of a step with several land one by one: they add records, and the state stays as it is. Requests are no bar:
 -- what was performed is journaled before they are answered.
-UPDATE states SET records = ? WHERE id = ? AND revision = ? AND records = ?;
+UPDATE states SET records = ?, head = ? WHERE id = ? AND revision = ? AND records = ?;
 
 -- name: replace_state
 -- The full write: status, rest and owner may change, and whatever was requested is answered.
-UPDATE states SET revision = ?, records = ?, requested = 0, status = ?, rest_at = ?, owner = ?, data = ?
+UPDATE states SET revision = ?, records = ?, requested = 0, status = ?, rest_at = ?, owner = ?, data = ?, head = ?
 WHERE id = ? AND revision = ? AND records = ? AND requested = ?;
 
 -- name: guards_of_state
@@ -78,10 +78,11 @@ UPDATE states SET requested = requested + 1 WHERE id = ?;
 
 -- name: count_appended_record
 -- A record that a host appends is counted like one of a step, so that a step in progress sees that it came between.
-UPDATE states SET records = records + 1 WHERE id = ?;
+UPDATE states SET records = records + 1, head = ? WHERE id = ?;
 
--- name: records_of_state
-SELECT records FROM states WHERE id = ?;
+-- name: end_of_ledger
+-- Where an appended record goes: behind so many, the last of which has this hash if they are chained.
+SELECT records, head FROM states WHERE id = ?;
 
 -- name: last_of_ledger
 -- The number of the last record: what count() is, and where a ledger without a run goes on.
@@ -103,11 +104,11 @@ AND NOT EXISTS (SELECT 1 FROM states WHERE id = ?1) AND NOT EXISTS (SELECT 1 FRO
 DELETE FROM ledger WHERE run = ?;
 
 -- name: restart_records
--- The numbers of a deleted ledger begin anew.
-UPDATE states SET records = 0 WHERE id = ?;
+-- The numbers of a deleted ledger begin anew, and so does its chain.
+UPDATE states SET records = 0, head = NULL WHERE id = ?;
 
 -- name: load_state
-SELECT s.id, s.revision, s.records, s.requested, s.data FROM runs r JOIN states s ON s.id = r.id WHERE r.run_id = ?;
+SELECT s.id, s.revision, s.records, s.head, s.requested, s.data FROM runs r JOIN states s ON s.id = r.id WHERE r.run_id = ?;
 
 -- name: states_of_runs
 -- Many at once; the ids come as one JSON array, so that the statement is always the same.
