@@ -170,7 +170,7 @@ class AsyncArtifacts:
         return await self._run(self.sync.load_json, artifact_id)
 
     async def open(self, artifact_id: str) -> BinaryIO:
-        """See `ArtifactStore.open`."""
+        """See `ArtifactStore.open`. Reading the file blocks: do it in a thread, or use `iter_content`."""
         return await self._run(self.sync.open, artifact_id)
 
     async def content_path(self, artifact_id: str) -> Path | None:

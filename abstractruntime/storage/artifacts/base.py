@@ -13,6 +13,7 @@ from ...core.errors import UnknownArtifact
 from .content import CHUNK, chunks_of
 from .describing import DEFAULT_TYPE
 from .models import Artifact, ArtifactDescriptor, ArtifactMetadata, copy_of_metadata
+from .refs import check_artifact_id
 from .searching import DEFAULT_FACETS, facet, filters_of, in_order, window
 
 Tags = Mapping[str, str] | None
@@ -199,6 +200,7 @@ class ArtifactStore(ABC):
 
     def content_path(self, artifact_id: str) -> Path | None:
         """The file that holds the content, not checked and not to be written to; None where there is none."""
+        check_artifact_id(artifact_id)
         return None
 
     # Finding
