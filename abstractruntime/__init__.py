@@ -7,6 +7,7 @@ waits is a row in a database, and any process goes on where another stopped.
 from .core.config import LimitWarning, RuntimeConfig
 from .core.errors import (
     AbstractRuntimeError,
+    ArtifactConflict,
     InvalidAnswer,
     InvalidCursor,
     InvalidId,
@@ -32,6 +33,7 @@ from .core.errors import (
     StoreTooLarge,
     StoreUnclear,
     StoreVanished,
+    UnknownArtifact,
     UnknownNode,
     UnknownRun,
     UnsafeValue,
@@ -57,6 +59,22 @@ from .core.typed import TypedRun
 from .following import LedgerEntry
 from .identity import ActorFingerprint
 from .runtime import AsyncRuntime
+from .storage.artifacts import (
+    Artifact,
+    ArtifactAccessStats,
+    ArtifactDescriptor,
+    ArtifactMetadata,
+    ArtifactStore,
+    AsyncFileArtifactStore,
+    AsyncInMemoryArtifactStore,
+    FileArtifactStore,
+    InMemoryArtifactStore,
+    artifact_ref,
+    compute_artifact_id,
+    get_artifact_id,
+    is_artifact_ref,
+    resolve_artifact,
+)
 from .storage.base import DeletableLedgerStore, DeletableRunStore, Page, QueryableRunStore
 from .storage.in_memory import (
     AsyncInMemoryLedgerStore,
@@ -87,7 +105,15 @@ __version__ = "1.0.0"
 __all__ = [
     "AbstractRuntimeError",
     "ActorFingerprint",
+    "Artifact",
+    "ArtifactAccessStats",
+    "ArtifactConflict",
+    "ArtifactDescriptor",
+    "ArtifactMetadata",
+    "ArtifactStore",
+    "AsyncFileArtifactStore",
     "AsyncHashChainedLedgerStore",
+    "AsyncInMemoryArtifactStore",
     "AsyncInMemoryLedgerStore",
     "AsyncInMemoryRunStore",
     "AsyncObservableLedgerStore",
@@ -107,7 +133,9 @@ __all__ = [
     "EffectOutcome",
     "EffectPolicy",
     "EffectType",
+    "FileArtifactStore",
     "HashChainedLedgerStore",
+    "InMemoryArtifactStore",
     "InMemoryLedgerStore",
     "InMemoryRunStore",
     "InvalidAnswer",
@@ -158,6 +186,7 @@ __all__ = [
     "StoreUnclear",
     "StoreVanished",
     "TypedRun",
+    "UnknownArtifact",
     "UnknownNode",
     "UnknownRun",
     "UnsafeValue",
@@ -166,7 +195,12 @@ __all__ = [
     "WorkflowChanged",
     "WorkflowMismatch",
     "WorkflowSpec",
+    "artifact_ref",
+    "compute_artifact_id",
     "compute_idempotency_key",
+    "get_artifact_id",
+    "is_artifact_ref",
     "offload_large_values",
+    "resolve_artifact",
     "verify_ledger_chain",
 ]
