@@ -15,6 +15,14 @@ from abstractruntime.storage.in_memory import (
     InMemoryLedgerStore,
     InMemoryRunStore,
 )
+from abstractruntime.storage.ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore
+from abstractruntime.storage.observable import AsyncObservableLedgerStore, ObservableLedgerStore
+from abstractruntime.storage.offloading import (
+    AsyncOffloadingLedgerStore,
+    AsyncOffloadingRunStore,
+    OffloadingLedgerStore,
+    OffloadingRunStore,
+)
 from abstractruntime.storage.sqlite import (
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
@@ -29,6 +37,10 @@ PAIRS: list[tuple[type, type]] = [
     (InMemoryLedgerStore, AsyncInMemoryLedgerStore),
     (SqliteRunStore, AsyncSqliteRunStore),
     (SqliteLedgerStore, AsyncSqliteLedgerStore),
+    (HashChainedLedgerStore, AsyncHashChainedLedgerStore),
+    (ObservableLedgerStore, AsyncObservableLedgerStore),
+    (OffloadingRunStore, AsyncOffloadingRunStore),
+    (OffloadingLedgerStore, AsyncOffloadingLedgerStore),
 ]
 #: what closing and `with` are called in the two worlds
 ASYNC_NAMES = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}
