@@ -279,3 +279,15 @@ DELETE FROM leases;
 SELECT r.run_id FROM states s JOIN runs r ON r.id = s.id
 WHERE s.records <> coalesce((SELECT l.seq + l.count - 1 FROM ledger l WHERE l.run = s.id ORDER BY l.seq DESC LIMIT 1), 0)
 LIMIT ?;
+
+-- name: all_states
+-- With every column that says again what the data says: a check compares them.
+SELECT s.id, r.run_id, s.head, s.data, s.revision, s.status, s.rest_at, s.owner,
+r.workflow_id, r.session_id, r.actor_id, r.parent_run_id, r.created_at
+FROM states s LEFT JOIN runs r ON r.id = s.id;
+
+-- name: wait_of_run
+SELECT run, reason, wait_key, due FROM waits WHERE run = ?;
+
+-- name: all_records
+SELECT r.run_id, l.count, l.data FROM ledger l LEFT JOIN runs r ON r.id = l.run;
