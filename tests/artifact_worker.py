@@ -47,7 +47,12 @@ def store(folder: str, name: str, rounds: int) -> None:
 def gc(folder: str) -> None:
     """Collect without grace, as often as it goes; tell how often, and how many contents went."""
     artifacts, ended = FileArtifactStore(folder), threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+    def wait() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     rounds = deleted = 0
     while not ended.is_set():
         report = artifacts.gc(dry_run=False, grace_s=0)

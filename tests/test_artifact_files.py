@@ -20,9 +20,17 @@ from typing import Any
 
 import pytest
 
-from abstractruntime import ArtifactMetadata, FileArtifactStore, StoreCorrupt, StoreError, StoreFull, StoreReadOnly
-from abstractruntime.storage.artifacts.disk import Draft
+from abstractruntime import (
+    ArtifactMetadata,
+    FileArtifactStore,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreReadOnly,
+    StoreUnclear,
+)
 from abstractruntime.storage.artifacts.metas import look
+from abstractruntime.storage.drafts import Draft
 
 from .scale import SOAK, scaled
 
@@ -449,7 +457,7 @@ def walk(folder: Path, code: int, operation: Callable[[FileArtifactStore], Any])
                 errors.append(error)
         if failing.calls < fail_at:
             return errors
-        store = FileArtifactStore(place)
+        store: Any = FileArtifactStore(place)
         assert store.load("kept").content == b"kept"
         assert store.get_metadata("kept").created_at == kept.created_at
         assert not [name for name in files(place) if ".part" in name]
@@ -476,7 +484,7 @@ def walk(folder: Path, code: int, operation: Callable[[FileArtifactStore], Any])
 def test_a_disk_that_fails_anywhere_is_told_and_loses_nothing(tmp_path, operation):
     full = walk(tmp_path, errno.ENOSPC, operation)
     assert full
-    assert all(type(error) is StoreFull for error in full)
+    assert {type(error) for error in full} == {StoreFull, StoreUnclear}  # unclear: only the name may be lost
     broken = walk(tmp_path, errno.EIO, operation)
     assert len(broken) == len(full)
 

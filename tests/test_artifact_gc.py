@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from abstractruntime import FileArtifactStore, InMemoryArtifactStore
-from abstractruntime.storage.artifacts import collecting
-from abstractruntime.storage.artifacts.disk import Draft
+from abstractruntime.storage import drafts as drafting
+from abstractruntime.storage.artifacts import collecting, metas
 
 from .artifact_worker import CONTENTS, content_of
 from .clocks import StillClock
@@ -110,7 +110,7 @@ def test_metadata_that_is_damaged_or_written_meanwhile_keeps_the_content(store, 
     """What happens between the first look and the turn is seen by the second."""
     store.delete(store.store(b"x").artifact_id)
     store.store(b"y", artifact_id="y")
-    look, looks = collecting.look, []
+    look, looks = metas.look, []
 
     def look_and_store(refs, known):
         found = look(refs, known)
@@ -124,6 +124,23 @@ def test_metadata_that_is_damaged_or_written_meanwhile_keeps_the_content(store, 
     assert store.gc(dry_run=False, grace_s=0)["blobs_deleted"] == 0
     assert len(looks) == 2
     assert store.load("meanwhile").content == b"x"
+
+
+def test_an_artifact_that_is_deleted_and_collected_while_it_is_loaded_is_gone_and_not_corrupt(store, monkeypatch):
+    artifact_id = store.store(b"x").artifact_id
+    read, reads = store._read, []
+
+    def read_and_delete(name):
+        found = read(name)
+        reads.append(found)
+        if len(reads) == 1:
+            store.delete(name)
+            store.gc(dry_run=False, grace_s=0)
+        return found
+
+    monkeypatch.setattr(store, "_read", read_and_delete)
+    assert store.load(artifact_id) is None
+    assert reads[0] is not None
 
 
 def test_other_files_in_the_folders_are_left_alone(store, tmp_path):
@@ -161,17 +178,17 @@ def test_the_draft_of_a_living_writer_stays(store, tmp_path):
 
 def test_a_draft_that_is_collected_before_it_is_locked_is_begun_again(store, tmp_path, monkeypatch):
     store.store(b"x")
-    share = collecting.is_in_use.__globals__["share"]
-    collected = []
+    lock = drafting._lock
+    collected: list[Path] = []
 
     def collect_first(descriptor):
         if not collected:
             collected.extend(drafts(tmp_path))
             assert store.gc(dry_run=False, grace_s=0)["errors"] == []
-        share(descriptor)
+        lock(descriptor)
 
-    monkeypatch.setattr("abstractruntime.storage.artifacts.disk.share", collect_first)
-    draft = Draft(store._place, store._place.blobs)
+    monkeypatch.setattr(drafting, "_lock", collect_first)
+    draft = drafting.Draft(tmp_path / "artifacts" / "blobs", durable=False)
     assert collected
     assert not collected[0].exists()
     assert draft.path.exists()
@@ -192,7 +209,8 @@ def test_threads_that_store_while_garbage_is_collected_lose_nothing(tmp_path):
             for turn in range(scaled(60, 3000)):
                 content = chance.choice(CONTENTS)
                 artifact_id = store.store(content, artifact_id=f"{number}-{turn}").artifact_id
-                if store.load(artifact_id).content != content:
+                found = store.load(artifact_id)
+                if found is None or found.content != content:
                     problems.append(artifact_id)
                 store.delete(artifact_id)
         except BaseException as error:  # told by the test's own thread
@@ -231,6 +249,7 @@ def test_threads_that_change_one_artifact_lose_no_change(tmp_path):
     for thread in threads:
         thread.join()
     found = stores[0].get_metadata("a")
+    assert found is not None
     assert (len(found.tags), found.access.content_access_count) == (200, 100)
 
 
