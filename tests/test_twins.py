@@ -9,6 +9,12 @@ from typing import Any
 import pytest
 
 from abstractruntime.runtime import AsyncRuntime
+from abstractruntime.storage.artifacts import (
+    AsyncFileArtifactStore,
+    AsyncInMemoryArtifactStore,
+    FileArtifactStore,
+    InMemoryArtifactStore,
+)
 from abstractruntime.storage.in_memory import (
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
@@ -41,6 +47,8 @@ PAIRS: list[tuple[type, type]] = [
     (ObservableLedgerStore, AsyncObservableLedgerStore),
     (OffloadingRunStore, AsyncOffloadingRunStore),
     (OffloadingLedgerStore, AsyncOffloadingLedgerStore),
+    (InMemoryArtifactStore, AsyncInMemoryArtifactStore),
+    (FileArtifactStore, AsyncFileArtifactStore),
 ]
 #: what closing and `with` are called in the two worlds
 ASYNC_NAMES = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}
@@ -49,7 +57,10 @@ SYNC_ONLY = {"aio", "_run_store", "_ctx"}
 #: a blocking tick may wait longer for the next attempt than one on a shared loop
 OTHER_DEFAULTS = {(Runtime, "__init__", "max_inline_backoff")}
 #: what is iterated over is a generator of its world
-OTHER_RETURNS = {"AsyncGenerator[LedgerEntry, None]": "Generator[LedgerEntry, None, None]"}
+OTHER_RETURNS = {
+    "AsyncGenerator[LedgerEntry, None]": "Generator[LedgerEntry, None, None]",
+    "AsyncGenerator[bytes, None]": "Generator[bytes, None, None]",
+}
 #: constructors of stores differ where the one is built around the other
 OWN_CONSTRUCTORS = {InMemoryRunStore, InMemoryLedgerStore}
 
