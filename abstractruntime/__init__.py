@@ -64,6 +64,7 @@ from .storage.in_memory import (
     InMemoryLedgerStore,
     InMemoryRunStore,
 )
+from .storage.json_files import AsyncJsonFileRunStore, AsyncJsonlLedgerStore, JsonFileRunStore, JsonlLedgerStore
 from .storage.ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore, verify_ledger_chain
 from .storage.observable import AsyncObservableLedgerStore, ObservableLedgerStore, ObservableLedgerStoreProtocol
 from .storage.offloading import (
@@ -90,6 +91,8 @@ __all__ = [
     "AsyncHashChainedLedgerStore",
     "AsyncInMemoryLedgerStore",
     "AsyncInMemoryRunStore",
+    "AsyncJsonFileRunStore",
+    "AsyncJsonlLedgerStore",
     "AsyncObservableLedgerStore",
     "AsyncOffloadingLedgerStore",
     "AsyncOffloadingRunStore",
@@ -116,6 +119,8 @@ __all__ = [
     "InvalidPlan",
     "InvalidState",
     "InvalidWorkflow",
+    "JsonFileRunStore",
+    "JsonlLedgerStore",
     "LedgerEntry",
     "LimitWarning",
     "NoRetryPolicy",

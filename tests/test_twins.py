@@ -15,6 +15,12 @@ from abstractruntime.storage.in_memory import (
     InMemoryLedgerStore,
     InMemoryRunStore,
 )
+from abstractruntime.storage.json_files import (
+    AsyncJsonFileRunStore,
+    AsyncJsonlLedgerStore,
+    JsonFileRunStore,
+    JsonlLedgerStore,
+)
 from abstractruntime.storage.sqlite import (
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
@@ -29,6 +35,8 @@ PAIRS: list[tuple[type, type]] = [
     (InMemoryLedgerStore, AsyncInMemoryLedgerStore),
     (SqliteRunStore, AsyncSqliteRunStore),
     (SqliteLedgerStore, AsyncSqliteLedgerStore),
+    (JsonFileRunStore, AsyncJsonFileRunStore),
+    (JsonlLedgerStore, AsyncJsonlLedgerStore),
 ]
 #: what closing and `with` are called in the two worlds
 ASYNC_NAMES = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}
