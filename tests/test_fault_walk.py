@@ -15,6 +15,8 @@ import pytest
 from abstractruntime import (
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
+    AsyncJsonFileRunStore,
+    AsyncJsonlLedgerStore,
     AsyncRuntime,
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
@@ -203,6 +205,12 @@ class World:
     def stores(self) -> tuple[Any, Any]:
         if self.kind == "memory":
             return self._memory
+        if self.kind == "json":
+            folder = self.path.with_suffix("")
+            return (
+                AsyncJsonFileRunStore(folder, durability="none"),
+                AsyncJsonlLedgerStore(folder, durability="none"),
+            )
         self._databases.append(SqliteDatabase(self.path, synchronous="NORMAL"))
         return AsyncSqliteRunStore(self._databases[-1]), AsyncSqliteLedgerStore(self._databases[-1])
 
@@ -251,7 +259,7 @@ async def reference(folder: Path) -> tuple[int, dict[str, Any], Any, set[str]]:
     return backend.writes, timeless(state), shape(ledger), set(world.bank.calls)
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "json"])
 @pytest.mark.parametrize("mode", FaultyBackend.MODES)
 async def test_every_write_may_fail_and_the_end_is_the_same(kind: str, mode: str, tmp_path: Path) -> None:
     writes, expected, expected_ledger, keys = await reference(tmp_path)
@@ -294,7 +302,7 @@ async def test_faults_at_random_places_again_and_again_still_reach_the_end(tmp_p
     for round_ in range(scaled(20, 500)):
         folder = tmp_path / f"round{round_}"
         folder.mkdir()
-        world = World(rng.choice(["memory", "sqlite"]), folder)
+        world = World(rng.choice(["memory", "sqlite", "json"]), folder)
         for _ in range(50):
             backend = await world.live(at=rng.randint(1, 20), mode=rng.choice(FaultyBackend.MODES))
             if not backend.fired:

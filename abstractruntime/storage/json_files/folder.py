@@ -261,7 +261,10 @@ class Folder:
                 "from lower case, ids must differ in more than that."
             )
         self._seen = True
-        if row is not None:  # which also knows the requests that could not be written yet
+        if row is None and not owned:  # nobody may have written here since a crash
+            self._index.refresh()
+            row = self._index.with_requests(run, beside)
+        if row is not None:  # which also knows the requests that are not in its file yet
             beside = replace(beside, requests=row.beside.requests)
         return run, beside
 
@@ -324,8 +327,8 @@ class Folder:
         """Let the requests stand where they are meant for; `_settle` makes that durable."""
         for addressed in pending.requests:
             row = self._index.rows.get(addressed.request.run_id)
-            if row is not None and row.number == addressed.number:
-                row.ask(addressed.request, pending.commit_id or "")
+            if row is not None:
+                row.take(addressed, pending)
         self._index.rows[sender].owes = tuple(addressed.request.run_id for addressed in pending.requests)
 
     def _settle(self, run_id: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ...core.models import TERMINAL, Request, RunState
 from ..sqlite.failures import translated_os
 from .files import Files
 from .names import id_of_run_file, run_file
-from .texts import Beside, read_run
+from .texts import Addressed, Beside, Pending, read_run
 
 log = logging.getLogger("abstractruntime.storage")
 
@@ -50,6 +49,11 @@ class Row:
             return
         self.beside = replace(beside, requests=(*beside.requests, request), asked=(*beside.asked, name))
         self.dirty = True
+
+    def take(self, addressed: Addressed, pending: Pending) -> None:
+        """Let a request of another run's commit stand here, if it was meant for this very run."""
+        if addressed.number == self.number:
+            self.ask(addressed.request, pending.commit_id or "")
 
 
 class Index:
@@ -127,9 +131,19 @@ class Index:
         rows = sorted(((row.number, run_id, row.narrow) for run_id, row in self.rows.items()), reverse=True)
         return rows
 
-    def pending(self) -> Iterator[Row]:
-        """The rows whose files have something that belongs to others."""
-        return (row for row in list(self.rows.values()) if row.beside.pending is not None)
+    def with_requests(self, run: RunState, beside: Beside) -> Row:
+        """A row of the run with the requests that other runs' files have for it."""
+        row = Row(run, beside, beside.number or self._created_as(run.run_id))
+        for other in self.rows.values():
+            pending = other.beside.pending
+            for addressed in () if pending is None else pending.requests:
+                if pending is not None and addressed.request.run_id == run.run_id:
+                    row.take(addressed, pending)
+        return row
+
+    def _created_as(self, run_id: str) -> int:
+        row = self.rows.get(run_id)
+        return 0 if row is None else row.number
 
     def _read(self, name: str, stamp: _Stamp | None) -> tuple[RunState, Beside, _Stamp | None] | None:
         """What the file holds, unless it is known already or cannot be read."""
