@@ -82,6 +82,7 @@ from .storage.in_memory import (
     InMemoryLedgerStore,
     InMemoryRunStore,
 )
+from .storage.json_files import AsyncJsonFileRunStore, AsyncJsonlLedgerStore, JsonFileRunStore, JsonlLedgerStore
 from .storage.ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore, verify_ledger_chain
 from .storage.observable import AsyncObservableLedgerStore, ObservableLedgerStore, ObservableLedgerStoreProtocol
 from .storage.offloading import (
@@ -116,6 +117,8 @@ __all__ = [
     "AsyncInMemoryArtifactStore",
     "AsyncInMemoryLedgerStore",
     "AsyncInMemoryRunStore",
+    "AsyncJsonFileRunStore",
+    "AsyncJsonlLedgerStore",
     "AsyncObservableLedgerStore",
     "AsyncOffloadingLedgerStore",
     "AsyncOffloadingRunStore",
@@ -144,6 +147,8 @@ __all__ = [
     "InvalidPlan",
     "InvalidState",
     "InvalidWorkflow",
+    "JsonFileRunStore",
+    "JsonlLedgerStore",
     "LedgerEntry",
     "LimitWarning",
     "NoRetryPolicy",

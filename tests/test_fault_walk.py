@@ -17,6 +17,8 @@ from abstractruntime import (
     AsyncHashChainedLedgerStore,
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
+    AsyncJsonFileRunStore,
+    AsyncJsonlLedgerStore,
     AsyncObservableLedgerStore,
     AsyncOffloadingLedgerStore,
     AsyncOffloadingRunStore,
@@ -236,6 +238,12 @@ class World:
     def stores(self) -> tuple[Any, Any]:
         if self.kind == "memory":
             return self._memory
+        if self.kind == "json":
+            folder = self.path.with_suffix("")
+            return (
+                AsyncJsonFileRunStore(folder, durability="none"),
+                AsyncJsonlLedgerStore(folder, durability="none"),
+            )
         self._databases.append(SqliteDatabase(self.path, synchronous="NORMAL"))
         return AsyncSqliteRunStore(self._databases[-1]), AsyncSqliteLedgerStore(self._databases[-1])
 
@@ -289,8 +297,8 @@ async def reference(folder: Path) -> tuple[int, dict[str, Any], Any, set[str]]:
 
 
 #: the last of these has all that the others have
-STACKED = ["sqlite chained", "sqlite offloaded", "memory every layer", "sqlite every layer"]
-KINDS = ["memory", "sqlite", *STACKED[scaled(-1, 0) :]]
+STACKED = ["sqlite chained", "sqlite offloaded", "memory every layer", "json every layer", "sqlite every layer"]
+KINDS = ["memory", "sqlite", "json", *STACKED[scaled(-2, 0) :]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,6 +21,12 @@ from abstractruntime.storage.in_memory import (
     InMemoryLedgerStore,
     InMemoryRunStore,
 )
+from abstractruntime.storage.json_files import (
+    AsyncJsonFileRunStore,
+    AsyncJsonlLedgerStore,
+    JsonFileRunStore,
+    JsonlLedgerStore,
+)
 from abstractruntime.storage.ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore
 from abstractruntime.storage.observable import AsyncObservableLedgerStore, ObservableLedgerStore
 from abstractruntime.storage.offloading import (
@@ -49,6 +55,8 @@ PAIRS: list[tuple[type, type]] = [
     (OffloadingLedgerStore, AsyncOffloadingLedgerStore),
     (InMemoryArtifactStore, AsyncInMemoryArtifactStore),
     (FileArtifactStore, AsyncFileArtifactStore),
+    (JsonFileRunStore, AsyncJsonFileRunStore),
+    (JsonlLedgerStore, AsyncJsonlLedgerStore),
 ]
 #: what closing and `with` are called in the two worlds
 ASYNC_NAMES = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}

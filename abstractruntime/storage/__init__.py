@@ -2,6 +2,7 @@
 
 from .base import DeletableLedgerStore, DeletableRunStore, LedgerStore, QueryableRunStore, RunStore
 from .in_memory import AsyncInMemoryLedgerStore, AsyncInMemoryRunStore, InMemoryLedgerStore, InMemoryRunStore
+from .json_files import AsyncJsonFileRunStore, AsyncJsonlLedgerStore, JsonFileRunStore, JsonlLedgerStore
 from .ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore, verify_ledger_chain
 from .observable import AsyncObservableLedgerStore, ObservableLedgerStore, ObservableLedgerStoreProtocol
 from .offloading import (
@@ -16,6 +17,8 @@ __all__ = [
     "AsyncHashChainedLedgerStore",
     "AsyncInMemoryLedgerStore",
     "AsyncInMemoryRunStore",
+    "AsyncJsonFileRunStore",
+    "AsyncJsonlLedgerStore",
     "AsyncObservableLedgerStore",
     "AsyncOffloadingLedgerStore",
     "AsyncOffloadingRunStore",
@@ -24,6 +27,8 @@ __all__ = [
     "HashChainedLedgerStore",
     "InMemoryLedgerStore",
     "InMemoryRunStore",
+    "JsonFileRunStore",
+    "JsonlLedgerStore",
     "LedgerStore",
     "ObservableLedgerStore",
     "ObservableLedgerStoreProtocol",
