@@ -21,6 +21,14 @@ from abstractruntime.storage.sqlite import (
     SqliteLedgerStore,
     SqliteRunStore,
 )
+from abstractruntime.storage.snapshots import (
+    AsyncInMemorySnapshotStore,
+    AsyncJsonSnapshotStore,
+    AsyncSqliteSnapshotStore,
+    InMemorySnapshotStore,
+    JsonSnapshotStore,
+    SqliteSnapshotStore,
+)
 from abstractruntime.sync import Runtime
 
 PAIRS: list[tuple[type, type]] = [
@@ -29,6 +37,9 @@ PAIRS: list[tuple[type, type]] = [
     (InMemoryLedgerStore, AsyncInMemoryLedgerStore),
     (SqliteRunStore, AsyncSqliteRunStore),
     (SqliteLedgerStore, AsyncSqliteLedgerStore),
+    (InMemorySnapshotStore, AsyncInMemorySnapshotStore),
+    (JsonSnapshotStore, AsyncJsonSnapshotStore),
+    (SqliteSnapshotStore, AsyncSqliteSnapshotStore),
 ]
 #: what closing and `with` are called in the two worlds
 ASYNC_NAMES = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}
@@ -39,7 +50,7 @@ OTHER_DEFAULTS = {(Runtime, "__init__", "max_inline_backoff")}
 #: what is iterated over is a generator of its world
 OTHER_RETURNS = {"AsyncGenerator[LedgerEntry, None]": "Generator[LedgerEntry, None, None]"}
 #: constructors of stores differ where the one is built around the other
-OWN_CONSTRUCTORS = {InMemoryRunStore, InMemoryLedgerStore}
+OWN_CONSTRUCTORS = {InMemoryRunStore, InMemoryLedgerStore, InMemorySnapshotStore}
 
 each_pair = pytest.mark.parametrize(("sync", "aio"), PAIRS, ids=[sync.__name__ for sync, _ in PAIRS])
 

@@ -11,6 +11,7 @@ from .offloading import (
     OffloadingRunStore,
     offload_large_values,
 )
+from .snapshots import InMemorySnapshotStore, JsonSnapshotStore, Snapshot, SnapshotStore
 
 __all__ = [
     "AsyncHashChainedLedgerStore",
@@ -24,6 +25,8 @@ __all__ = [
     "HashChainedLedgerStore",
     "InMemoryLedgerStore",
     "InMemoryRunStore",
+    "InMemorySnapshotStore",
+    "JsonSnapshotStore",
     "LedgerStore",
     "ObservableLedgerStore",
     "ObservableLedgerStoreProtocol",
@@ -31,6 +34,8 @@ __all__ = [
     "OffloadingRunStore",
     "QueryableRunStore",
     "RunStore",
+    "Snapshot",
+    "SnapshotStore",
     "offload_large_values",
     "verify_ledger_chain",
 ]
