@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from ...core.clock import iso, parse_instant, utc_now_iso
-from ...core.codec import REFUSALS, decode, encode
+from ...core.codec import REFUSALS, encode
 from ...core.errors import InvalidId, InvalidSnapshot, StoreCorrupt, UnsafeValue
 from ...core.ids import check_id
 from ...core.models import RunState, RunStatus, wait_record
@@ -20,6 +20,8 @@ from ...core.secrets import admit
 #: the fields of a run that every `run_state` has; the engine's others only where they say something
 _DOCUMENTED = RunState.__struct_fields__[:13]
 _ENGINE = RunState.__struct_fields__[13:]
+
+_decode_state = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Snapshot(Struct, dict=True):
@@ -174,9 +176,8 @@ def _decoded(data: bytes) -> Snapshot:
 
 def _run_state(data: bytes, snapshot_id: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = decode(data)
+        return _decode_state(data)
     except REFUSALS as error:
         raise StoreCorrupt(
             f"The state of snapshot {snapshot_id!r} cannot be read: {error}. Restore it from a backup, or delete it."
         ) from error
-    return found
