@@ -7,6 +7,7 @@ waits is a row in a database, and any process goes on where another stopped.
 from .core.config import LimitWarning, RuntimeConfig
 from .core.errors import (
     AbstractRuntimeError,
+    ArtifactConflict,
     EffectInFlight,
     InvalidAnswer,
     InvalidCursor,
@@ -36,6 +37,7 @@ from .core.errors import (
     StoreTooLarge,
     StoreUnclear,
     StoreVanished,
+    UnknownArtifact,
     UnknownNode,
     UnknownRun,
     UnknownSnapshot,
@@ -69,6 +71,22 @@ from .history import (
 )
 from .identity import ActorFingerprint
 from .runtime import AsyncRuntime
+from .storage.artifacts import (
+    Artifact,
+    ArtifactAccessStats,
+    ArtifactDescriptor,
+    ArtifactMetadata,
+    ArtifactStore,
+    AsyncFileArtifactStore,
+    AsyncInMemoryArtifactStore,
+    FileArtifactStore,
+    InMemoryArtifactStore,
+    artifact_ref,
+    compute_artifact_id,
+    get_artifact_id,
+    is_artifact_ref,
+    resolve_artifact,
+)
 from .storage.base import DeletableLedgerStore, DeletableRunStore, Page, QueryableRunStore
 from .storage.in_memory import (
     AsyncInMemoryLedgerStore,
@@ -111,7 +129,15 @@ __all__ = [
     "RUN_HISTORY_BUNDLE_VERSION_V1",
     "AbstractRuntimeError",
     "ActorFingerprint",
+    "Artifact",
+    "ArtifactAccessStats",
+    "ArtifactConflict",
+    "ArtifactDescriptor",
+    "ArtifactMetadata",
+    "ArtifactStore",
+    "AsyncFileArtifactStore",
     "AsyncHashChainedLedgerStore",
+    "AsyncInMemoryArtifactStore",
     "AsyncInMemoryLedgerStore",
     "AsyncInMemoryRunStore",
     "AsyncInMemorySnapshotStore",
@@ -136,7 +162,9 @@ __all__ = [
     "EffectOutcome",
     "EffectPolicy",
     "EffectType",
+    "FileArtifactStore",
     "HashChainedLedgerStore",
+    "InMemoryArtifactStore",
     "InMemoryLedgerStore",
     "InMemoryRunStore",
     "InMemorySnapshotStore",
@@ -195,6 +223,7 @@ __all__ = [
     "StoreUnclear",
     "StoreVanished",
     "TypedRun",
+    "UnknownArtifact",
     "UnknownNode",
     "UnknownRun",
     "UnknownSnapshot",
@@ -205,10 +234,15 @@ __all__ = [
     "WorkflowMismatch",
     "WorkflowSpec",
     "aexport_run_history_bundle",
+    "artifact_ref",
+    "compute_artifact_id",
     "compute_idempotency_key",
     "diff_snapshots",
     "export_run_history_bundle",
+    "get_artifact_id",
+    "is_artifact_ref",
     "offload_large_values",
     "persist_workflow_snapshot",
+    "resolve_artifact",
     "verify_ledger_chain",
 ]

@@ -194,7 +194,7 @@ async def _descendants(run_store: Any, run_id: str) -> list[RunState]:
 
 
 async def _ledger(run_id: str, ledger_store: Any, artifact_store: Any, most: int | None) -> dict[str, Any]:
-    rows = [record_dict(as_record(row)) for row in await call(ledger_store.list, run_id)]
+    rows = [record_dict(as_record(row, run_id)) for row in await call(ledger_store.list, run_id)]
     start = 0 if most is None else max(0, len(rows) - most)
     items = [{"cursor": cursor, "record": row} for cursor, row in enumerate(rows[start:], start + 1)]
     artifacts = [] if artifact_store is None else await call(artifact_store.list_by_run, run_id)

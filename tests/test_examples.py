@@ -55,6 +55,14 @@ SAYS = {
         r"the database: 10 runs completed, attempt 1",
         r"the copy: 10 runs completed, attempt 2",
     ],
+    "audit_trail.py": [
+        r"  \w{8} after nothing: started",
+        *(rf"  \w{{8}} after \w{{8}}: {status}" for status in ("waiting", "completed", "started", *["completed"] * 3)),
+        r"as it was written: 7 records, intact",
+        r"with another amount: 7 records, record_hash_mismatch at 4",
+        r"  it says now: \{'paid': 999\}",
+        r"without its end: 5 records, count_mismatch at 5, head_mismatch at 4",
+    ],
     "approval_by_hand.py": [
         r"Pay 100 EUR\? \['approve', 'reject'\]",
         r"refused: 'maybe' is not one of the choices .*",

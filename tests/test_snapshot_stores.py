@@ -71,12 +71,16 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
             "json": lambda: JsonSnapshotStore(tmp_path / "snapshots"),
             "sqlite": lambda: SqliteSnapshotStore(database),
         }[kind]()
-        assert isinstance(made, SnapshotStore)
         yield Blocking(made.aio) if way else made
 
 
 def snapshot(snapshot_id: str = "s1", run_id: str = "r", **fields: Any) -> Snapshot:
     return Snapshot(snapshot_id, run_id, run_state={"vars": {"deep": [1, {"x": None}]}}, **fields)
+
+
+def test_all_are_snapshot_stores():
+    for kind in (InMemorySnapshotStore, JsonSnapshotStore, SqliteSnapshotStore):
+        assert issubclass(kind, SnapshotStore)
 
 
 # What is kept

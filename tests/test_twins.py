@@ -15,12 +15,6 @@ from abstractruntime.storage.in_memory import (
     InMemoryLedgerStore,
     InMemoryRunStore,
 )
-from abstractruntime.storage.sqlite import (
-    AsyncSqliteLedgerStore,
-    AsyncSqliteRunStore,
-    SqliteLedgerStore,
-    SqliteRunStore,
-)
 from abstractruntime.storage.snapshots import (
     AsyncInMemorySnapshotStore,
     AsyncJsonSnapshotStore,
@@ -28,6 +22,12 @@ from abstractruntime.storage.snapshots import (
     InMemorySnapshotStore,
     JsonSnapshotStore,
     SqliteSnapshotStore,
+)
+from abstractruntime.storage.sqlite import (
+    AsyncSqliteLedgerStore,
+    AsyncSqliteRunStore,
+    SqliteLedgerStore,
+    SqliteRunStore,
 )
 from abstractruntime.sync import Runtime
 

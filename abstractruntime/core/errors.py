@@ -28,6 +28,8 @@
     ├── InvalidState (ValueError)           vars that do not fit the workflow's state type
     ├── UnsafeValue (ValueError, TypeError) a value that JSON cannot carry
     ├── SecretUnavailable (LookupError)     a secret that this process does not have
+    ├── UnknownArtifact (KeyError)          no artifact has this id
+    ├── ArtifactConflict (ValueError)       an artifact id that stands for something else
     └── StoreError
         ├── StoreUnclear                    the write may or may not have landed
         ├── StoreBusy                       another process kept the lock for too long
@@ -202,6 +204,26 @@ class UnsafeValue(AbstractRuntimeError, ValueError, TypeError):
 
 class SecretUnavailable(AbstractRuntimeError, LookupError):
     """A secret that this process does not have."""
+
+
+class UnknownArtifact(AbstractRuntimeError, KeyError):
+    """No artifact has this id."""
+
+    def __init__(self, artifact_id: str) -> None:
+        super().__init__(f"Unknown artifact {artifact_id!r}. Is this the store it was put in, or was it deleted?")
+        self.artifact_id = artifact_id
+
+
+class ArtifactConflict(AbstractRuntimeError, ValueError):
+    """An artifact of this id exists and is something else; it was left as it is."""
+
+    def __init__(self, artifact_id: str, differs: str) -> None:
+        super().__init__(
+            f"Artifact {artifact_id!r} exists already with another {differs}; it was left as it is, because refs to it "
+            "may be anywhere. Store under a new artifact_id, or without one, or delete the old one first."
+        )
+        self.artifact_id = artifact_id
+        self.differs = differs
 
 
 class StoreError(AbstractRuntimeError):

@@ -298,3 +298,15 @@ SELECT about FROM snapshots ORDER BY created_at DESC, snapshot_id;
 
 -- name: snapshots_of_run
 SELECT about FROM snapshots WHERE run_id = ? ORDER BY created_at DESC, snapshot_id;
+
+-- name: all_states
+-- With every column that says again what the data says: a check compares them.
+SELECT s.id, r.run_id, s.head, s.data, s.revision, s.status, s.rest_at, s.owner,
+r.workflow_id, r.session_id, r.actor_id, r.parent_run_id, r.created_at
+FROM states s LEFT JOIN runs r ON r.id = s.id;
+
+-- name: wait_of_run
+SELECT run, reason, wait_key, due FROM waits WHERE run = ?;
+
+-- name: all_records
+SELECT r.run_id, l.count, l.data FROM ledger l LEFT JOIN runs r ON r.id = l.run;
