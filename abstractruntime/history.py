@@ -240,12 +240,13 @@ async def _input_of(run: RunState, artifact_store: Any) -> dict[str, Any]:
     own = {name: value for name, value in run.vars.items() if not name.startswith("_")}
     if artifact_store is None:
         return own
+    blocking = getattr(artifact_store, "sync", artifact_store)  # values are moved out in a thread
     small: dict[str, Any] = await in_thread(
         offload_large_values,
         own,
-        artifact_store=artifact_store,
+        artifact_store=blocking,
         run_id=run.run_id,
-        max_inline_bytes=shelf(artifact_store, None).limit,
+        max_inline_bytes=shelf(blocking, None).limit,
         base_tags={"source": "history"},
         root_path="input_data",
     )
