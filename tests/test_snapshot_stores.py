@@ -9,7 +9,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+import random
+import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -368,14 +370,39 @@ def test_a_corrupt_file_is_an_error_and_a_list_gives_the_others(tmp_path: Path, 
     assert store.delete("s1")
 
 
-def test_a_corrupt_row_is_an_error(tmp_path: Path):
+@pytest.mark.parametrize("column", ["about", "data"])
+def test_any_bit_of_a_row_that_flips_is_found_and_a_list_gives_the_others(tmp_path: Path, caplog, column: str, seed):
+    rng = random.Random(seed)
     with SqliteDatabase(tmp_path / "s.db") as database:
         store = SqliteSnapshotStore(database)
-        store.save(snapshot())
-        break_rows = "UPDATE snapshots SET data = x'7b'"
-        asyncio.run(database.backend.write(lambda connection: connection.execute(break_rows).rowcount))
-        with pytest.raises(StoreCorrupt, match="snapshot 's1'"):
-            store.load("s1")
+        for snapshot_id in ("s0", "s1"):
+            store.save(snapshot(snapshot_id, name="a name", tags=["t"]))
+        kept = store.load("s1")
+        select = f"SELECT {column} FROM snapshots WHERE snapshot_id = 's1'"
+        whole: bytes = on(database, lambda connection: connection.execute(select).fetchone()[0])
+        start = len('{"crc":"12345678"') if column == "about" else 0  # there a flip harms nothing
+        for place in rng.sample(range(start * 8, len(whole) * 8), 40):
+            rotten = bytearray(whole)
+            rotten[place // 8] ^= 1 << place % 8
+            put(database, column, bytes(rotten))
+            with pytest.raises(StoreCorrupt, match="Restore it from a backup, or delete it"):
+                store.load("s1")
+            caplog.clear()
+            assert [one.snapshot_id for one in store.list()] == ["s0"]
+            assert "Snapshot s1 is left out of a list" in caplog.text
+        put(database, column, whole)
+        assert store.load("s1") == kept
+        put(database, column, b"{")
+        assert store.delete("s1")
+
+
+def on(database: SqliteDatabase, operation: Callable[[sqlite3.Connection], Any]) -> Any:
+    return asyncio.run(database.backend.write(operation))
+
+
+def put(database: SqliteDatabase, column: str, data: bytes) -> None:
+    update = f"UPDATE snapshots SET {column} = ? WHERE snapshot_id = 's1'"
+    on(database, lambda connection: connection.execute(update, (data,)).rowcount)
 
 
 @pytest.mark.parametrize(

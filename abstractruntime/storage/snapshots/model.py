@@ -5,13 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from typing import Any
+from zlib import crc32
 
 import msgspec
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from ...core.clock import iso, parse_instant, utc_now_iso
-from ...core.codec import REFUSALS, encode
+from ...core.codec import REFUSALS, check_sum, encode
 from ...core.errors import InvalidId, InvalidSnapshot, StoreCorrupt, UnsafeValue
 from ...core.ids import check_id
 from ...core.models import RunState, RunStatus, wait_record
@@ -21,7 +22,7 @@ from ...core.secrets import admit
 _DOCUMENTED = RunState.__struct_fields__[:13]
 _ENGINE = RunState.__struct_fields__[13:]
 
-_decode_state = msgspec.json.Decoder(dict[str, Any]).decode
+_ADVICE = "Restore it from a backup, or delete it."
 
 
 class Snapshot(Struct, dict=True):
@@ -95,18 +96,42 @@ class Snapshot(Struct, dict=True):
 
 
 class StoredSnapshot(Struct, frozen=True, kw_only=True):
-    """A snapshot as bytes: what a list is filtered by, and the state, which may be large."""
+    """A snapshot as bytes: what a list is filtered by, and the state, which may be large; with checksums of both."""
 
     about: bytes
     data: bytes
 
     def told(self) -> Snapshot:
-        """The snapshot without its state."""
-        return _decoded(self.about)
+        """The snapshot without its state. Raises StoreCorrupt."""
+        try:
+            check_sum(self.about)
+            return _decode(self.about)
+        except REFUSALS as error:
+            raise StoreCorrupt(f"A stored snapshot cannot be read: {error}. {_ADVICE}") from error
 
     def whole(self) -> Snapshot:
-        """The snapshot."""
-        return replace(self.told(), run_state=_run_state(self.data, self.told().snapshot_id))
+        """The snapshot. Raises StoreCorrupt."""
+        told = self.told()
+        try:
+            wanted = _decode_sums(self.about).state_crc
+            if wanted is not None and wanted != crc32(self.data):
+                raise ValueError("its checksum is another, so it was damaged")
+            return replace(told, run_state=_decode_state(self.data))
+        except REFUSALS as error:
+            raise StoreCorrupt(
+                f"The state of snapshot {told.snapshot_id!r} cannot be read: {error}. {_ADVICE}"
+            ) from error
+
+
+class _Sums(Struct):
+    """What `about` says of the bytes of the state."""
+
+    state_crc: int | None = None
+
+
+_decode = msgspec.json.Decoder(Snapshot).decode
+_decode_sums = msgspec.json.Decoder(_Sums).decode
+_decode_state = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def stored(snapshot: Snapshot) -> StoredSnapshot:
@@ -115,7 +140,15 @@ def stored(snapshot: Snapshot) -> StoredSnapshot:
     Raises `InvalidId` for ids that could be none, `UnsafeValue` for what JSON cannot carry or a field cannot be.
     """
     clean = admitted(snapshot)
-    return StoredSnapshot(about=encode(replace(clean, run_state={})), data=encode(clean.run_state))
+    data = encode(clean.run_state)
+    about = {**asdict(replace(clean, run_state={})), "state_crc": crc32(data)}
+    return StoredSnapshot(about=with_sum(about), data=data)
+
+
+def with_sum(value: dict[str, Any]) -> bytes:
+    """A dict that is not empty as JSON that begins with a checksum of the rest; see `core.codec.check_sum`."""
+    rest = b"," + encode(value)[1:]
+    return b'{"crc":"%08x"' % crc32(rest) + rest
 
 
 def admitted(snapshot: Snapshot) -> Snapshot:
@@ -142,9 +175,9 @@ def check_snapshot_id(value: Any) -> str:
 def decode_snapshot(data: bytes, snapshot_id: str, where: str) -> Snapshot:
     """A whole snapshot as a file holds it. Raises StoreCorrupt naming the place."""
     try:
-        found = _decoded(data)
-    except StoreCorrupt as error:
-        raise StoreCorrupt(f"{where}: {error} Restore it from a backup, or delete it.") from error
+        found = _decode(data)
+    except REFUSALS as error:
+        raise StoreCorrupt(f"{where}: the snapshot cannot be read: {error}. {_ADVICE}") from error
     if found.snapshot_id != snapshot_id:
         raise StoreCorrupt(f"{where} holds the snapshot {found.snapshot_id!r}. Give the file back its name.")
     return found
@@ -165,19 +198,3 @@ def _state_of(run: RunState) -> dict[str, Any]:
 
 def _waits(run: RunState) -> str:
     return "waits for nothing" if run.waiting is None else f"waits for {run.waiting.reason}"
-
-
-def _decoded(data: bytes) -> Snapshot:
-    try:
-        return msgspec.json.decode(data, type=Snapshot)
-    except REFUSALS as error:
-        raise StoreCorrupt(f"A stored snapshot cannot be read: {error}.") from error
-
-
-def _run_state(data: bytes, snapshot_id: str) -> dict[str, Any]:
-    try:
-        return _decode_state(data)
-    except REFUSALS as error:
-        raise StoreCorrupt(
-            f"The state of snapshot {snapshot_id!r} cannot be read: {error}. Restore it from a backup, or delete it."
-        ) from error

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from functools import partial
 
-from ...core.errors import StoreUnclear
+from ...core.errors import StoreCorrupt, StoreUnclear
 from ...core.portal import drive
 from ..base import checked_limit
 from ..sqlite.database import SqliteDatabase
 from ..sqlite.statements import QUERIES
 from .base import SnapshotStore, snapshot_filter
 from .model import Snapshot, StoredSnapshot, check_snapshot_id, stored
+
+log = logging.getLogger("abstractruntime.storage")
 
 _SAVE_SNAPSHOT = QUERIES["save_snapshot"]
 _LOAD_SNAPSHOT = QUERIES["load_snapshot"]
@@ -21,7 +24,10 @@ _SNAPSHOTS_OF_RUN = QUERIES["snapshots_of_run"]
 
 
 class AsyncSqliteSnapshotStore(SnapshotStore):
-    """Snapshots in a SQLite database. Usable from any number of event loops at once."""
+    """Snapshots in a SQLite database. Usable from any number of event loops at once.
+
+    A row that cannot be read raises `StoreCorrupt` in `load`; `list` warns of it and gives the others.
+    """
 
     def __init__(self, db: SqliteDatabase) -> None:
         self.db = db
@@ -53,7 +59,7 @@ class AsyncSqliteSnapshotStore(SnapshotStore):
     ) -> list[Snapshot]:
         """See `SnapshotStore.list`."""
         find = partial(_found, run_id=run_id, tag=tag, query=query, limit=checked_limit(limit))
-        return [kept.whole() for kept in await self.db.backend.read(find)]
+        return await self.db.backend.read(find)
 
 
 class SqliteSnapshotStore(SnapshotStore):
@@ -93,17 +99,18 @@ def _stored(connection: sqlite3.Connection, snapshot_id: str) -> StoredSnapshot 
 
 def _found(
     connection: sqlite3.Connection, run_id: str | None, tag: str | None, query: str | None, limit: int
-) -> list[StoredSnapshot]:
-    """Narrow rows are filtered here, as the contract says, and the states of those found are read."""
+) -> list[Snapshot]:
+    """Narrow rows are filtered here, as the contract says, and the states of those that match are read."""
     matches = snapshot_filter(run_id, tag, query)
     rows = connection.execute(_SNAPSHOTS_BY_AGE) if run_id is None else connection.execute(_SNAPSHOTS_OF_RUN, (run_id,))
-    wanted: list[str] = []
-    for (about,) in rows:
-        told = StoredSnapshot(about=about, data=b"").told()
-        if matches(told):
-            wanted.append(told.snapshot_id)
-            if len(wanted) == limit:
-                break
+    found: list[Snapshot] = []
+    for snapshot_id, about in rows:
+        try:
+            kept = _stored(connection, snapshot_id) if matches(StoredSnapshot(about=about, data=b"").told()) else None
+            found += () if kept is None else (kept.whole(),)
+        except StoreCorrupt as error:
+            log.warning("Snapshot %s is left out of a list: %s", snapshot_id, error)
+        if len(found) == limit:
+            break
     rows.close()
-    found = (_stored(connection, snapshot_id) for snapshot_id in wanted)
-    return [kept for kept in found if kept is not None]
+    return found

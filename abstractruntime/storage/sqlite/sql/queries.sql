@@ -294,10 +294,10 @@ DELETE FROM snapshots WHERE snapshot_id = ?;
 
 -- name: snapshots_by_age
 -- Without their states, which may be large. The reader stops when it has enough.
-SELECT about FROM snapshots ORDER BY created_at DESC, snapshot_id;
+SELECT snapshot_id, about FROM snapshots ORDER BY created_at DESC, snapshot_id;
 
 -- name: snapshots_of_run
-SELECT about FROM snapshots WHERE run_id = ? ORDER BY created_at DESC, snapshot_id;
+SELECT snapshot_id, about FROM snapshots WHERE run_id = ? ORDER BY created_at DESC, snapshot_id;
 
 -- name: all_states
 -- With every column that says again what the data says: a check compares them.
