@@ -1,7 +1,7 @@
 """A process on a disk that fails now and then: `python -m tests.faulty_disk_worker KIND FOLDER RUNS`.
 
 It is run under `fiu-run`, which lets calls of the C library fail. It moves runs to their ends, tries again what failed
-with a StoreError, and says `ended <run>` of each whose end it saw, `stored <artifact>` of each artifact it was promised.
+with a StoreError, and says `ended <run>` of each whose end it saw, `stored <artifact>` of each that it was promised.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A disk that fails now and then, by libfiu: flushes that fail, writes for which there is no room. Runs under `make soak`.
+"""A disk that fails now and then, by libfiu under `make soak`: flushes that fail, writes for which there is no room.
 
 Whatever the process was told had ended has ended, whatever it was promised is there, states and ledgers agree, and
 no effect landed twice. The same worker runs once without faults in every run of the tests, so that it stays true.

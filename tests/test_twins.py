@@ -35,6 +35,14 @@ from abstractruntime.storage.offloading import (
     OffloadingLedgerStore,
     OffloadingRunStore,
 )
+from abstractruntime.storage.snapshots import (
+    AsyncInMemorySnapshotStore,
+    AsyncJsonSnapshotStore,
+    AsyncSqliteSnapshotStore,
+    InMemorySnapshotStore,
+    JsonSnapshotStore,
+    SqliteSnapshotStore,
+)
 from abstractruntime.storage.sqlite import (
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
@@ -57,6 +65,9 @@ PAIRS: list[tuple[type, type]] = [
     (FileArtifactStore, AsyncFileArtifactStore),
     (JsonFileRunStore, AsyncJsonFileRunStore),
     (JsonlLedgerStore, AsyncJsonlLedgerStore),
+    (InMemorySnapshotStore, AsyncInMemorySnapshotStore),
+    (JsonSnapshotStore, AsyncJsonSnapshotStore),
+    (SqliteSnapshotStore, AsyncSqliteSnapshotStore),
 ]
 #: what closing and `with` are called in the two worlds
 ASYNC_NAMES = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}
@@ -70,7 +81,7 @@ OTHER_RETURNS = {
     "AsyncGenerator[bytes, None]": "Generator[bytes, None, None]",
 }
 #: constructors of stores differ where the one is built around the other
-OWN_CONSTRUCTORS = {InMemoryRunStore, InMemoryLedgerStore}
+OWN_CONSTRUCTORS = {InMemoryRunStore, InMemoryLedgerStore, InMemorySnapshotStore}
 
 each_pair = pytest.mark.parametrize(("sync", "aio"), PAIRS, ids=[sync.__name__ for sync, _ in PAIRS])
 
