@@ -249,23 +249,35 @@ async def test_a_store_is_the_store_of_its_async_twin(tmp_path):
         assert await asyncio.to_thread(cursor.load) == 5
 
 
-def test_threads_append_each_command_once(store):
-    if isinstance(store, Awaited):
-        pytest.skip("the runner is of one thread")
+def append_together(stores: list[Any]) -> None:
+    """A thread per store appends the same commands; each of them is there once."""
+    count = scaled(20, 500)
     results: list[CommandAppendResult] = []
+    together = threading.Barrier(len(stores))
 
-    def append() -> None:
-        results.extend(store.append(command(f"c{number}")) for number in range(scaled(20, 500)))
+    def append(store: Any) -> None:
+        together.wait()
+        results.extend(store.append(command(f"c{number}")) for number in range(count))
 
-    threads = [threading.Thread(target=append) for _ in range(4)]
+    threads = [threading.Thread(target=append, args=(store,)) for store in stores]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    count = scaled(20, 500)
+    assert len(results) == count * len(stores)
     assert sum(result.accepted for result in results) == count
-    assert sorted({result.seq for result in results}) == list(range(1, count + 1))
-    assert len(store.list_after(after=0)[0]) == count
+    assert {result.seq for result in results} == set(range(1, count + 1))
+    assert len(stores[0].list_after(after=0)[0]) == count
+
+
+@pytest.mark.parametrize("kind", ["memory", "jsonl", "sqlite"])
+def test_threads_append_each_command_once(kind, tmp_path, db):
+    append_together([STORES[kind](tmp_path, db)] * 4)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "sqlite"])
+def test_store_objects_append_each_command_once(kind, tmp_path, db):
+    append_together([STORES[kind](tmp_path, db) for _ in range(4)])
 
 
 # -- cursors
