@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from ...core.codec import REFUSALS, decode, digest, encode
 from ...core.errors import StoreCorrupt
 from ..drafts import os_errors
@@ -56,7 +58,7 @@ def decode_meta(data: bytes, path: Path) -> ArtifactMetadata:
         checksum = plain.pop(_CHECKSUM, None)
         if checksum is not None and checksum != digest(plain):
             raise ValueError("its checksum does not fit")
-        meta = ArtifactMetadata.from_dict(plain)
+        meta = msgspec.convert(plain, ArtifactMetadata)
         meta.created_at = instant(meta.created_at)
         if meta.artifact_id != path.name.removesuffix(META):
             raise ValueError(f"it is of artifact {meta.artifact_id!r:.80}")
