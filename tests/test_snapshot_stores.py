@@ -317,6 +317,15 @@ def test_all_stores_agree_with_a_plain_list(tmp_path_factory, doings, run_id, ta
                 assert told([loaded] if loaded else []) == told([held[snapshot_id]] if snapshot_id in held else [])
 
 
+def test_a_list_is_cut_at_its_limit_the_newest_first(store):
+    for number in range(4):
+        store.save(snapshot(f"s{number}", created_at=f"2026-01-0{1 + number % 2}T00:00:00.000000+00:00"))
+    for limit, expected in ((2, "13"), (3, "130"), (-5, "1"), (0, "1302"), (100, "1302")):
+        assert [one.snapshot_id for one in store.list(limit=limit)] == [f"s{number}" for number in expected]
+    assert store.list(run_id="r", limit=1) == store.list(limit=1)
+    assert store.list(run_id="") == []
+
+
 # Files
 
 
