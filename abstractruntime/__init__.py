@@ -94,6 +94,7 @@ from .storage.in_memory import (
     InMemoryLedgerStore,
     InMemoryRunStore,
 )
+from .storage.json_files import AsyncJsonFileRunStore, AsyncJsonlLedgerStore, JsonFileRunStore, JsonlLedgerStore
 from .storage.ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore, verify_ledger_chain
 from .storage.observable import AsyncObservableLedgerStore, ObservableLedgerStore, ObservableLedgerStoreProtocol
 from .storage.offloading import (
@@ -141,7 +142,9 @@ __all__ = [
     "AsyncInMemoryLedgerStore",
     "AsyncInMemoryRunStore",
     "AsyncInMemorySnapshotStore",
+    "AsyncJsonFileRunStore",
     "AsyncJsonSnapshotStore",
+    "AsyncJsonlLedgerStore",
     "AsyncObservableLedgerStore",
     "AsyncOffloadingLedgerStore",
     "AsyncOffloadingRunStore",
@@ -175,7 +178,9 @@ __all__ = [
     "InvalidSnapshot",
     "InvalidState",
     "InvalidWorkflow",
+    "JsonFileRunStore",
     "JsonSnapshotStore",
+    "JsonlLedgerStore",
     "LedgerEntry",
     "LimitWarning",
     "NoRetryPolicy",

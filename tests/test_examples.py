@@ -81,6 +81,13 @@ SAYS = {
         r"completed: \{'decision': 'approve', 'by_silence': False\}",
         r"completed: \{'decision': 'reject', 'by_silence': True\}",
     ],
+    "artifacts.py": [
+        r"completed: the run holds a ref of \d\d characters",
+        r"found: a report of 5200000 bytes, text/plain",
+        r"read: 200000 lines",
+        r"deleted: 1 artifact of the run",
+        r"collected: 5200000 bytes",
+    ],
 }
 
 #: what a reader of the demo must see, among other lines

@@ -2,6 +2,7 @@
 
 from .base import DeletableLedgerStore, DeletableRunStore, LedgerStore, QueryableRunStore, RunStore
 from .in_memory import AsyncInMemoryLedgerStore, AsyncInMemoryRunStore, InMemoryLedgerStore, InMemoryRunStore
+from .json_files import AsyncJsonFileRunStore, AsyncJsonlLedgerStore, JsonFileRunStore, JsonlLedgerStore
 from .ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore, verify_ledger_chain
 from .observable import AsyncObservableLedgerStore, ObservableLedgerStore, ObservableLedgerStoreProtocol
 from .offloading import (
@@ -17,6 +18,8 @@ __all__ = [
     "AsyncHashChainedLedgerStore",
     "AsyncInMemoryLedgerStore",
     "AsyncInMemoryRunStore",
+    "AsyncJsonFileRunStore",
+    "AsyncJsonlLedgerStore",
     "AsyncObservableLedgerStore",
     "AsyncOffloadingLedgerStore",
     "AsyncOffloadingRunStore",
@@ -26,7 +29,9 @@ __all__ = [
     "InMemoryLedgerStore",
     "InMemoryRunStore",
     "InMemorySnapshotStore",
+    "JsonFileRunStore",
     "JsonSnapshotStore",
+    "JsonlLedgerStore",
     "LedgerStore",
     "ObservableLedgerStore",
     "ObservableLedgerStoreProtocol",
