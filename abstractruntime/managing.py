@@ -121,8 +121,8 @@ class ManagesRuns:
         twice with the same arguments is forking once. The first record of its ledger says where it comes from.
 
         Raises `RunCompleted` where the original has completed (fork it at a snapshot from before), `UnknownRun`,
-        `UnknownSnapshot`, `InvalidSnapshot`, `RunIdentityConflict`, and for a `workflow` `WorkflowChanged` when it lacks
-        the node, `InvalidState` when the vars do not fit it.
+        `UnknownSnapshot`, `InvalidSnapshot`, `RunIdentityConflict`, and for a `workflow` that is given
+        `WorkflowChanged` when it lacks the node, `InvalidState` when the vars do not fit it.
         """
         check_optional(reason, "reason")
         check_optional(actor_id, "actor_id")
