@@ -239,7 +239,7 @@ NO_RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "another run": ({**asdict(running()), "run_id": "other"}, "holds the state of run 'other'"),
     "no status": ({**asdict(running()), "status": "dancing"}, "holds no run"),
     "a wait without a reason": ({**asdict(running()), "status": "waiting", "waiting": {}}, "holds no run"),
-    "a wait without one": ({**asdict(running()), "status": "waiting"}, "is waiting and waits for nothing"),
+    "a wait without one": ({**asdict(running()), "status": "waiting"}, "holds a run that waits for nothing"),
     "no instant": (
         {**asdict(running()), "status": "waiting", "waiting": {"reason": "until", "until": "x"}},
         "holds no",
