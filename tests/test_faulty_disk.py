@@ -15,11 +15,15 @@ from pathlib import Path
 import pytest
 
 from abstractruntime import FileArtifactStore, RunStatus
+from abstractruntime.core import portal
 from abstractruntime.storage.user_pair import join_stores
 
 from .checks import check_ledger
 from .faulty_disk_worker import stores
 from .scale import SOAK
+
+#: faults that a kind of store cannot meet: SQLite flushes with fdatasync and renames nothing, files the other way around
+UNMET = {("sqlite", "fsync"), ("sqlite", "renames"), ("json", "fdatasync"), ("artifacts", "fdatasync")}
 
 ROOT = Path(__file__).parent.parent
 FIU = shutil.which("fiu-run")
@@ -47,7 +51,7 @@ def worked(kind: str, folder: Path, faults: list[str], count: int) -> list[str]:
         command = [FIU, "-x", "-f", "", *(part for fault in faults for part in ("-c", fault)), *command]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()
+    return [*done.stdout.splitlines(), *(f"failed {line}" for line in done.stderr.splitlines())]  # the log, too
 
 
 def said(lines: list[str], word: str) -> list[str]:
@@ -56,12 +60,13 @@ def said(lines: list[str], word: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["sqlite", "json", "artifacts"])
 @pytest.mark.parametrize("fault", FAULTS if SOAK else ["none"])
-async def test_what_was_acknowledged_is_there_and_agrees(kind, fault, tmp_path):
+def test_what_was_acknowledged_is_there_and_agrees(kind, fault, tmp_path):
     if FAULTS[fault] and not FIU:
         pytest.skip("needs fiu-run, of the package fiu-utils")
     count = 100 if FAULTS[fault] else 5
     lines = worked(kind, tmp_path, FAULTS[fault], count)
     print("\n".join(sorted({line for line in lines if line.startswith("failed")})))
+    assert bool(said(lines, "failed")) == (bool(FAULTS[fault]) and (kind, fault) not in UNMET)
     if kind == "artifacts":
         store = FileArtifactStore(tmp_path)
         stored = said(lines, "stored")
@@ -73,10 +78,10 @@ async def test_what_was_acknowledged_is_there_and_agrees(kind, fault, tmp_path):
     ended = said(lines, "ended")
     assert len(ended) == count
     for run_id in ended:
-        loaded = await backend.load(run_id)
+        loaded = portal.call(backend.load, run_id)
         assert loaded is not None
         assert loaded.run.status is RunStatus.COMPLETED
         assert loaded.run.output == {"acts": {"n1": 1, "n2": 2, "n3": 3}}
-        check_ledger(loaded.run, await ledger.aio.list(run_id))
+        check_ledger(loaded.run, ledger.list(run_id))
     performed = said(lines, "performed")
     assert len(set(performed)) == 3 * count, "an effect got another key"
