@@ -79,7 +79,8 @@ class World:
                 return runs, ledgers
             return AsyncInMemoryRunStore(runs), AsyncInMemoryLedgerStore(ledgers)
         if self.kind == "json":
-            folder, durability = self.path.with_suffix(""), "full" if self._synchronous == "FULL" else "none"
+            folder = self.path.with_suffix("")
+            durability: Literal["full", "none"] = "full" if self._synchronous == "FULL" else "none"
             if self.facade == "sync":
                 return JsonFileRunStore(folder, durability=durability), JsonlLedgerStore(folder, durability=durability)
             return (
