@@ -59,9 +59,14 @@ class Folder:
 
     def index(self) -> Index:
         """What listings look at. Raises StoreCorrupt that names a file that cannot be read."""
+        index = self.runs()
+        index.recheck()
+        return index
+
+    def runs(self) -> Index:
+        """The runs that can be read, and the files that cannot."""
         if not self._owning:
             self._index.refresh()
-        self._index.recheck()
         return self._index
 
     def load(self, run_id: str) -> Loaded | None:
