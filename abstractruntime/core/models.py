@@ -411,7 +411,9 @@ class Commit(Struct, frozen=True, kw_only=True, gc=False):
     answers: tuple[Request, ...] = ()
     #: of records that must be found again by key: a user's EffectPolicy, a resume_id
     lookup_key: str | None = None
-    #: other runs: those without `before` are created unless they exist, of the others only vars change
+    #: other runs: those without `before` are created, of the others only vars change
     also: tuple[Commit, ...] = ()
+    #: of a run that is one of `also` and created: whether it may exist already, and then stays as it is
+    if_absent: bool = False
     #: how many requests stand at a run that is one of `also`; they go on standing
     standing: int = 0
