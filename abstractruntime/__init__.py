@@ -8,15 +8,19 @@ from .core.config import LimitWarning, RuntimeConfig
 from .core.errors import (
     AbstractRuntimeError,
     ArtifactConflict,
+    EffectInFlight,
     InvalidAnswer,
     InvalidCursor,
     InvalidId,
     InvalidPlan,
+    InvalidSnapshot,
     InvalidState,
     InvalidWorkflow,
     ReentrantTick,
     RevisionConflict,
+    RunCompleted,
     RunIdentityConflict,
+    RunNotEnded,
     RunNotFailed,
     RunPaused,
     RunQuarantined,
@@ -36,6 +40,7 @@ from .core.errors import (
     UnknownArtifact,
     UnknownNode,
     UnknownRun,
+    UnknownSnapshot,
     UnsafeValue,
     WorkflowChanged,
     WorkflowMismatch,
@@ -56,7 +61,14 @@ from .core.outcomes import CancelSignal, Change, EffectCall, EffectHandler, Effe
 from .core.policy import DefaultEffectPolicy, EffectPolicy, NoRetryPolicy, RetryPolicy, compute_idempotency_key
 from .core.spec import RunContext, WorkflowSpec
 from .core.typed import TypedRun
+from .deleting import DeletedRun
 from .following import LedgerEntry
+from .history import (
+    RUN_HISTORY_BUNDLE_VERSION_V1,
+    aexport_run_history_bundle,
+    export_run_history_bundle,
+    persist_workflow_snapshot,
+)
 from .identity import ActorFingerprint
 from .runtime import AsyncRuntime
 from .storage.artifacts import (
@@ -101,6 +113,7 @@ from .storage.in_memory import (
     InMemoryLedgerStore,
     InMemoryRunStore,
 )
+from .storage.json_files import AsyncJsonFileRunStore, AsyncJsonlLedgerStore, JsonFileRunStore, JsonlLedgerStore
 from .storage.ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore, verify_ledger_chain
 from .storage.observable import AsyncObservableLedgerStore, ObservableLedgerStore, ObservableLedgerStoreProtocol
 from .storage.offloading import (
@@ -109,6 +122,17 @@ from .storage.offloading import (
     OffloadingLedgerStore,
     OffloadingRunStore,
     offload_large_values,
+)
+from .storage.snapshots import (
+    AsyncInMemorySnapshotStore,
+    AsyncJsonSnapshotStore,
+    AsyncSqliteSnapshotStore,
+    InMemorySnapshotStore,
+    JsonSnapshotStore,
+    Snapshot,
+    SnapshotStore,
+    SqliteSnapshotStore,
+    diff_snapshots,
 )
 from .storage.sqlite import (
     AsyncSqliteLedgerStore,
@@ -122,6 +146,7 @@ from .sync import Runtime
 __version__ = "1.0.0"
 
 __all__ = [
+    "RUN_HISTORY_BUNDLE_VERSION_V1",
     "AbstractRuntimeError",
     "ActorFingerprint",
     "Artifact",
@@ -137,8 +162,12 @@ __all__ = [
     "AsyncInMemoryCommandStore",
     "AsyncInMemoryLedgerStore",
     "AsyncInMemoryRunStore",
+    "AsyncInMemorySnapshotStore",
     "AsyncJsonFileCommandCursorStore",
+    "AsyncJsonFileRunStore",
+    "AsyncJsonSnapshotStore",
     "AsyncJsonlCommandStore",
+    "AsyncJsonlLedgerStore",
     "AsyncObservableLedgerStore",
     "AsyncOffloadingLedgerStore",
     "AsyncOffloadingRunStore",
@@ -147,6 +176,7 @@ __all__ = [
     "AsyncSqliteCommandStore",
     "AsyncSqliteLedgerStore",
     "AsyncSqliteRunStore",
+    "AsyncSqliteSnapshotStore",
     "CancelSignal",
     "Change",
     "CommandAppendResult",
@@ -157,9 +187,11 @@ __all__ = [
     "DeletableCommandStore",
     "DeletableLedgerStore",
     "DeletableRunStore",
+    "DeletedRun",
     "Effect",
     "EffectCall",
     "EffectHandler",
+    "EffectInFlight",
     "EffectOutcome",
     "EffectPolicy",
     "EffectType",
@@ -170,14 +202,19 @@ __all__ = [
     "InMemoryCommandStore",
     "InMemoryLedgerStore",
     "InMemoryRunStore",
+    "InMemorySnapshotStore",
     "InvalidAnswer",
     "InvalidCursor",
     "InvalidId",
     "InvalidPlan",
+    "InvalidSnapshot",
     "InvalidState",
     "InvalidWorkflow",
     "JsonFileCommandCursorStore",
+    "JsonFileRunStore",
+    "JsonSnapshotStore",
     "JsonlCommandStore",
+    "JsonlLedgerStore",
     "LedgerEntry",
     "LimitWarning",
     "NoRetryPolicy",
@@ -191,8 +228,10 @@ __all__ = [
     "Request",
     "RetryPolicy",
     "RevisionConflict",
+    "RunCompleted",
     "RunContext",
     "RunIdentityConflict",
+    "RunNotEnded",
     "RunNotFailed",
     "RunPaused",
     "RunQuarantined",
@@ -202,11 +241,14 @@ __all__ = [
     "RuntimeClosed",
     "RuntimeConfig",
     "SecretUnavailable",
+    "Snapshot",
+    "SnapshotStore",
     "SqliteCommandCursorStore",
     "SqliteCommandStore",
     "SqliteDatabase",
     "SqliteLedgerStore",
     "SqliteRunStore",
+    "SqliteSnapshotStore",
     "StaleResumeError",
     "StepPlan",
     "StepRecord",
@@ -225,18 +267,23 @@ __all__ = [
     "UnknownArtifact",
     "UnknownNode",
     "UnknownRun",
+    "UnknownSnapshot",
     "UnsafeValue",
     "WaitReason",
     "WaitState",
     "WorkflowChanged",
     "WorkflowMismatch",
     "WorkflowSpec",
+    "aexport_run_history_bundle",
     "artifact_ref",
     "compute_artifact_id",
     "compute_idempotency_key",
+    "diff_snapshots",
+    "export_run_history_bundle",
     "get_artifact_id",
     "is_artifact_ref",
     "offload_large_values",
+    "persist_workflow_snapshot",
     "resolve_artifact",
     "verify_ledger_chain",
 ]

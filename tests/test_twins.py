@@ -35,6 +35,28 @@ from abstractruntime.storage.in_memory import (
     InMemoryLedgerStore,
     InMemoryRunStore,
 )
+from abstractruntime.storage.json_files import (
+    AsyncJsonFileRunStore,
+    AsyncJsonlLedgerStore,
+    JsonFileRunStore,
+    JsonlLedgerStore,
+)
+from abstractruntime.storage.ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore
+from abstractruntime.storage.observable import AsyncObservableLedgerStore, ObservableLedgerStore
+from abstractruntime.storage.offloading import (
+    AsyncOffloadingLedgerStore,
+    AsyncOffloadingRunStore,
+    OffloadingLedgerStore,
+    OffloadingRunStore,
+)
+from abstractruntime.storage.snapshots import (
+    AsyncInMemorySnapshotStore,
+    AsyncJsonSnapshotStore,
+    AsyncSqliteSnapshotStore,
+    InMemorySnapshotStore,
+    JsonSnapshotStore,
+    SqliteSnapshotStore,
+)
 from abstractruntime.storage.sqlite import (
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
@@ -49,8 +71,17 @@ PAIRS: list[tuple[type, type]] = [
     (InMemoryLedgerStore, AsyncInMemoryLedgerStore),
     (SqliteRunStore, AsyncSqliteRunStore),
     (SqliteLedgerStore, AsyncSqliteLedgerStore),
+    (HashChainedLedgerStore, AsyncHashChainedLedgerStore),
+    (ObservableLedgerStore, AsyncObservableLedgerStore),
+    (OffloadingRunStore, AsyncOffloadingRunStore),
+    (OffloadingLedgerStore, AsyncOffloadingLedgerStore),
     (InMemoryArtifactStore, AsyncInMemoryArtifactStore),
     (FileArtifactStore, AsyncFileArtifactStore),
+    (JsonFileRunStore, AsyncJsonFileRunStore),
+    (JsonlLedgerStore, AsyncJsonlLedgerStore),
+    (InMemorySnapshotStore, AsyncInMemorySnapshotStore),
+    (JsonSnapshotStore, AsyncJsonSnapshotStore),
+    (SqliteSnapshotStore, AsyncSqliteSnapshotStore),
     (InMemoryCommandStore, AsyncInMemoryCommandStore),
     (JsonlCommandStore, AsyncJsonlCommandStore),
     (SqliteCommandStore, AsyncSqliteCommandStore),
@@ -70,7 +101,7 @@ OTHER_RETURNS = {
     "AsyncGenerator[bytes, None]": "Generator[bytes, None, None]",
 }
 #: constructors of stores differ where the one is built around the other
-OWN_CONSTRUCTORS = {InMemoryRunStore, InMemoryLedgerStore}
+OWN_CONSTRUCTORS = {InMemoryRunStore, InMemoryLedgerStore, InMemorySnapshotStore}
 
 each_pair = pytest.mark.parametrize(("sync", "aio"), PAIRS, ids=[sync.__name__ for sync, _ in PAIRS])
 
