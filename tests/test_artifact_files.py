@@ -78,9 +78,12 @@ def test_nothing_is_made_before_something_is_stored(tmp_path):
 def test_metadata_without_a_checksum_is_read(store, tmp_path):
     meta = store.store_text("hello")
     plain = {"artifact_id": meta.artifact_id, "content_type": "text/plain", "size_bytes": 5, "blob_id": meta.blob_id}
-    meta_file(tmp_path, meta.artifact_id).write_text(json.dumps({**plain, "created_at": "2026-01-31T10:00:00+01:00"}))
+    unknown = {"tags": None, "access": None, "descriptor": {"media": None, "task": "t"}, "something_else": 1}
+    data = {**plain, **unknown, "created_at": "2026-01-31T10:00:00+01:00"}
+    meta_file(tmp_path, meta.artifact_id).write_text(json.dumps(data, indent=2))
     found = store.get_metadata(meta.artifact_id)
     assert (found.created_at, found.tags) == ("2026-01-31T09:00:00.000000+00:00", {})
+    assert (found.descriptor.task, found.descriptor.media, found.access.access_count) == ("t", {}, 0)
     assert store.list_all() == [found]
     assert store.load_text(meta.artifact_id) == "hello"
 
