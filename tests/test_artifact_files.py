@@ -31,6 +31,7 @@ from abstractruntime import (
 )
 from abstractruntime.storage.artifacts.metas import look
 from abstractruntime.storage.drafts import Draft
+from abstractruntime.storage.sqlite.failures import translated_os
 
 from .scale import SOAK, scaled
 
@@ -439,7 +440,7 @@ class Failing:
             if self.calls == self._at:
                 error = OSError(self._code, os.strerror(self._code))
                 if isinstance(args[0], Draft):
-                    raise StoreFull("x") from error
+                    raise translated_os(error, "draft") from error
                 raise error
             return real(*args)
 
@@ -488,8 +489,9 @@ def test_a_disk_that_fails_anywhere_is_told_and_loses_nothing(tmp_path, operatio
     full = walk(tmp_path, errno.ENOSPC, operation)
     assert full
     assert {type(error) for error in full} == {StoreFull, StoreUnclear}  # unclear: only the name may be lost
-    broken = walk(tmp_path, errno.EIO, operation)
-    assert len(broken) == len(full)
+    broken, read_only = walk(tmp_path, errno.EIO, operation), walk(tmp_path, errno.EROFS, operation)
+    assert len(broken) == len(read_only) == len(full)
+    assert {type(error) for error in read_only} == {StoreReadOnly, StoreUnclear}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
