@@ -141,7 +141,7 @@ class Folder:
         ledger = self.ledger(record.run_id)
         if chain or ledger.head is not None:
             (record,) = linked([record], ledger.head)
-        ledger.settle()
+        self._settle(record.run_id)
         ledger.append([record])
         return record
 
@@ -168,12 +168,11 @@ class Folder:
         path = self.path / ledger_file(run_id)
         try:
             count = self.ledger(run_id).count
-            self._settle(run_id)
         except StoreCorrupt:  # to delete it is one way out
             count = (self.files.read(path) or b"").count(b"\n")
+        self._settle(run_id)
         row = self._row(run_id)
         if row is not None and row.beside.records:  # else it would miss them
-            self._settle_requests(run_id)
             found = self._stored(run_id)
             assert found is not None
             beside = replace(row.beside, records=0, chain_head=None, pending=None)
@@ -337,19 +336,19 @@ class Folder:
         self._index.rows[sender].owes = tuple(addressed.request.run_id for addressed in pending.requests)
 
     def _settle(self, run_id: str) -> None:
-        """Write what earlier writes of this run left undone. Raises StoreError when that does not go."""
+        """Write what earlier writes of this run left undone. Raises StoreError when that does not go.
+
+        First its file, for what it writes elsewhere must not survive it.
+        """
+        self._write_down(run_id)
         ledger = self._ledgers.get(run_id)
         if ledger is not None and not ledger.settled:
             ledger.settle()
-        self._settle_requests(run_id)
-
-    def _settle_requests(self, run_id: str) -> None:
-        """Write those that came in, and those that went out."""
         row = self._index.rows.get(run_id)
         if row is not None:
-            for other in (run_id, *row.owes):
+            for other in row.owes:
                 self._write_down(other)
-            self._index.rows[run_id].owes = ()
+            row.owes = ()
 
     def _write_down(self, run_id: str) -> None:
         """Write the run's file anew if requests came in since, or if it may not survive."""
