@@ -205,10 +205,10 @@ STEPS: list[Callable[[Folder], Any]] = [
     lambda folder: folder.commit(write("a", 2, 3, 3, landing=True, lookup_key="landed")),
     lambda folder: folder.commit(write("a", 2, 6, 1, landing=True)),
     lambda folder: folder.commit(write("a", 3, 7, 2, requests=(cancel("other"),))),
+    lambda folder: folder.commit(write("other", 2, 1, 1, answered=1)),
     appended,
     lambda folder: folder.commit(write("a", 3, 10, 2, landing=True, requests=(cancel("b"),))),
     lambda folder: folder.commit(write("b", 1, 0, 0)),
-    lambda folder: folder.commit(write("other", 2, 1, 1, answered=1)),
     lambda folder: folder.commit(write("a", 4, 12, 0, requests=(cancel("b"),))),
     lambda folder: folder.delete_ledger("a"),
     lambda folder: folder.commit(write("a", 5, 0, 2)),
@@ -335,6 +335,7 @@ def persist(folder: Folder, disk: Disk, ends: list[Any], number: int) -> None:
         disk.well_again()
         found = seen(folder)
         assert found in ((ends[number], ends[number + 1]) if unclear else (ends[number],)), disk.fired
+        assert unclear or seen(opened(disk.root)) == ends[number], f"{disk.fired}: another process sees it"
         if found == ends[number]:
             persist(folder, disk, ends, number)
         settle(folder)
