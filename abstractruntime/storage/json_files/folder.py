@@ -117,7 +117,6 @@ class Folder(Owing):
         row = self._row(run_id)
         ledger = self.ledger(run_id)
         self._settle(run_id)
-        self._settle_others(run_id)
         check_guard(write, row, ledger.count)
         also = self._checked_others(write)
         if write.landing and not (write.requests or also):
@@ -136,7 +135,6 @@ class Folder(Owing):
         self._deliver(run_id, beside.pending)
         try:
             self._settle(run_id)
-            self._settle_others(run_id)
         except StoreError as error:
             log.warning("Run %s: its commit landed, but not all that it writes is in its place yet: %s", run_id, error)
 
@@ -146,7 +144,7 @@ class Folder(Owing):
         ledger = self.ledger(record.run_id)
         if chain or ledger.head is not None:
             (record,) = linked([record], ledger.head)
-        ledger.settle()
+        self._settle(record.run_id)
         ledger.append([record])
         return record
 
@@ -173,12 +171,11 @@ class Folder(Owing):
         path = self.path / ledger_file(run_id)
         try:
             count = self.ledger(run_id).count
-            self._settle(run_id)
         except StoreCorrupt:  # to delete it is one way out
             count = (self.files.read(path) or b"").count(b"\n")
+        self._settle(run_id)
         row = self._row(run_id)
         if row is not None and row.beside.records:  # else it would miss them
-            self._settle_requests(run_id)
             found = self._stored(run_id)
             assert found is not None
             beside = replace(row.beside, records=0, chain_head=None, pending=None)
@@ -238,7 +235,6 @@ class Folder(Owing):
                 if self._is_behind(run_id):
                     self.ledger(run_id)
                 self._settle(run_id)
-                self._settle_others(run_id)
             except StoreError as error:
                 log.warning("Run %s: what its last commit writes is not in its place yet: %s", run_id, error)
 
@@ -327,11 +323,16 @@ class Folder(Owing):
         )
 
     def _settle(self, run_id: str) -> None:
-        """Write what earlier writes of this run left undone. Raises StoreError when that does not go."""
+        """Write what earlier writes of this run left undone. Raises StoreError when that does not go.
+
+        First its file, for what it writes elsewhere must not survive it.
+        """
+        self._write_down(run_id)
         ledger = self._ledgers.get(run_id)
         if ledger is not None and not ledger.settled:
             ledger.settle()
         self._settle_requests(run_id)
+        self._settle_others(run_id)
 
     def _write_run(self, run: RunState, data: bytes, beside: Beside) -> None:
         name = run_file(run.run_id)

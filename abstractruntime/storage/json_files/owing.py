@@ -81,12 +81,12 @@ class Owing:
         self._owed.update(dict.fromkeys((other.run_id for other in pending.also), sender))
 
     def _settle_requests(self, run_id: str) -> None:
-        """Write those that came in, and those that went out."""
+        """Write the requests that this run's commit lets stand at others."""
         row = self._index.rows.get(run_id)
         if row is not None:
-            for other in (run_id, *row.owes):
+            for other in row.owes:
                 self._write_down(other)
-            self._index.rows[run_id].owes = ()
+            row.owes = ()
 
     def _write_down(self, run_id: str) -> None:
         """Write the run's file anew if requests came in since, or if it may not survive."""
