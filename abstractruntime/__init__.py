@@ -8,15 +8,19 @@ from .core.config import LimitWarning, RuntimeConfig
 from .core.errors import (
     AbstractRuntimeError,
     ArtifactConflict,
+    EffectInFlight,
     InvalidAnswer,
     InvalidCursor,
     InvalidId,
     InvalidPlan,
+    InvalidSnapshot,
     InvalidState,
     InvalidWorkflow,
     ReentrantTick,
     RevisionConflict,
+    RunCompleted,
     RunIdentityConflict,
+    RunNotEnded,
     RunNotFailed,
     RunPaused,
     RunQuarantined,
@@ -36,6 +40,7 @@ from .core.errors import (
     UnknownArtifact,
     UnknownNode,
     UnknownRun,
+    UnknownSnapshot,
     UnsafeValue,
     WorkflowChanged,
     WorkflowMismatch,
@@ -56,7 +61,14 @@ from .core.outcomes import CancelSignal, Change, EffectCall, EffectHandler, Effe
 from .core.policy import DefaultEffectPolicy, EffectPolicy, NoRetryPolicy, RetryPolicy, compute_idempotency_key
 from .core.spec import RunContext, WorkflowSpec
 from .core.typed import TypedRun
+from .deleting import DeletedRun
 from .following import LedgerEntry
+from .history import (
+    RUN_HISTORY_BUNDLE_VERSION_V1,
+    aexport_run_history_bundle,
+    export_run_history_bundle,
+    persist_workflow_snapshot,
+)
 from .identity import ActorFingerprint
 from .runtime import AsyncRuntime
 from .storage.artifacts import (
@@ -82,6 +94,7 @@ from .storage.in_memory import (
     InMemoryLedgerStore,
     InMemoryRunStore,
 )
+from .storage.json_files import AsyncJsonFileRunStore, AsyncJsonlLedgerStore, JsonFileRunStore, JsonlLedgerStore
 from .storage.ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore, verify_ledger_chain
 from .storage.observable import AsyncObservableLedgerStore, ObservableLedgerStore, ObservableLedgerStoreProtocol
 from .storage.offloading import (
@@ -90,6 +103,17 @@ from .storage.offloading import (
     OffloadingLedgerStore,
     OffloadingRunStore,
     offload_large_values,
+)
+from .storage.snapshots import (
+    AsyncInMemorySnapshotStore,
+    AsyncJsonSnapshotStore,
+    AsyncSqliteSnapshotStore,
+    InMemorySnapshotStore,
+    JsonSnapshotStore,
+    Snapshot,
+    SnapshotStore,
+    SqliteSnapshotStore,
+    diff_snapshots,
 )
 from .storage.sqlite import (
     AsyncSqliteLedgerStore,
@@ -103,6 +127,7 @@ from .sync import Runtime
 __version__ = "1.0.0"
 
 __all__ = [
+    "RUN_HISTORY_BUNDLE_VERSION_V1",
     "AbstractRuntimeError",
     "ActorFingerprint",
     "Artifact",
@@ -116,20 +141,27 @@ __all__ = [
     "AsyncInMemoryArtifactStore",
     "AsyncInMemoryLedgerStore",
     "AsyncInMemoryRunStore",
+    "AsyncInMemorySnapshotStore",
+    "AsyncJsonFileRunStore",
+    "AsyncJsonSnapshotStore",
+    "AsyncJsonlLedgerStore",
     "AsyncObservableLedgerStore",
     "AsyncOffloadingLedgerStore",
     "AsyncOffloadingRunStore",
     "AsyncRuntime",
     "AsyncSqliteLedgerStore",
     "AsyncSqliteRunStore",
+    "AsyncSqliteSnapshotStore",
     "CancelSignal",
     "Change",
     "DefaultEffectPolicy",
     "DeletableLedgerStore",
     "DeletableRunStore",
+    "DeletedRun",
     "Effect",
     "EffectCall",
     "EffectHandler",
+    "EffectInFlight",
     "EffectOutcome",
     "EffectPolicy",
     "EffectType",
@@ -138,12 +170,17 @@ __all__ = [
     "InMemoryArtifactStore",
     "InMemoryLedgerStore",
     "InMemoryRunStore",
+    "InMemorySnapshotStore",
     "InvalidAnswer",
     "InvalidCursor",
     "InvalidId",
     "InvalidPlan",
+    "InvalidSnapshot",
     "InvalidState",
     "InvalidWorkflow",
+    "JsonFileRunStore",
+    "JsonSnapshotStore",
+    "JsonlLedgerStore",
     "LedgerEntry",
     "LimitWarning",
     "NoRetryPolicy",
@@ -157,8 +194,10 @@ __all__ = [
     "Request",
     "RetryPolicy",
     "RevisionConflict",
+    "RunCompleted",
     "RunContext",
     "RunIdentityConflict",
+    "RunNotEnded",
     "RunNotFailed",
     "RunPaused",
     "RunQuarantined",
@@ -168,9 +207,12 @@ __all__ = [
     "RuntimeClosed",
     "RuntimeConfig",
     "SecretUnavailable",
+    "Snapshot",
+    "SnapshotStore",
     "SqliteDatabase",
     "SqliteLedgerStore",
     "SqliteRunStore",
+    "SqliteSnapshotStore",
     "StaleResumeError",
     "StepPlan",
     "StepRecord",
@@ -189,18 +231,23 @@ __all__ = [
     "UnknownArtifact",
     "UnknownNode",
     "UnknownRun",
+    "UnknownSnapshot",
     "UnsafeValue",
     "WaitReason",
     "WaitState",
     "WorkflowChanged",
     "WorkflowMismatch",
     "WorkflowSpec",
+    "aexport_run_history_bundle",
     "artifact_ref",
     "compute_artifact_id",
     "compute_idempotency_key",
+    "diff_snapshots",
+    "export_run_history_bundle",
     "get_artifact_id",
     "is_artifact_ref",
     "offload_large_values",
+    "persist_workflow_snapshot",
     "resolve_artifact",
     "verify_ledger_chain",
 ]

@@ -20,8 +20,17 @@ from typing import Any
 
 import pytest
 
-from abstractruntime import ArtifactMetadata, FileArtifactStore, StoreCorrupt, StoreError, StoreFull, StoreReadOnly
-from abstractruntime.storage.artifacts.disk import Draft
+from abstractruntime import (
+    ArtifactMetadata,
+    FileArtifactStore,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreReadOnly,
+    StoreUnclear,
+)
+from abstractruntime.storage.artifacts.metas import look
+from abstractruntime.storage.drafts import Draft
 
 from .scale import SOAK, scaled
 
@@ -353,13 +362,27 @@ def test_what_another_store_object_did_is_seen_at_once(tmp_path):
     for number in range(30):
         meta = one.store(b"%d" % number)
         assert two.count() == number + 1
-        for tag in "abc":  # replaced within one tick of the file system's clock, and of the same size
+        for tag in "abcd":  # replaced twice within one tick of the file system's clock: the same size, the same inode
+            one.update_metadata(meta.artifact_id, tags={"x": "-"})
             one.update_metadata(meta.artifact_id, tags={"x": tag})
-            assert two.count(tags={"x": tag}) == number + 1, (number, tag)
-            two.update_metadata(meta.artifact_id, tags={"x": "d"})
-            assert one.count(tags={"x": "d"}) == number + 1, number
+            assert two.get_metadata(meta.artifact_id) in two.list_all(), (number, tag)
+        two.update_metadata(meta.artifact_id, tags={"x": "e"})
+        assert one.count(tags={"x": "e"}) == number + 1
     assert two.delete(one.list_all()[0].artifact_id)
     assert one.count() == 29
+
+
+def test_a_file_that_may_change_again_within_the_same_tick_is_not_known_by_its_stamp(store, tmp_path):
+    store.store(b"x", artifact_id="a")
+    refs = tmp_path / "artifacts" / "refs"
+    assert look(refs, {}).seen["a"].stamp == ""
+    os.utime(meta_file(tmp_path, "a"), (1, 1))
+    first = look(refs, {}).seen
+    assert first["a"].stamp
+    assert look(refs, first).seen["a"] is first["a"]
+    store.update_metadata("a", tags={"x": "1"})
+    os.utime(meta_file(tmp_path, "a"), (1, 1))
+    assert look(refs, first).seen["a"].meta.tags == {"x": "1"}
 
 
 def test_a_catalog_that_cannot_be_written_costs_nothing_but_time(store, tmp_path, caplog, monkeypatch):
@@ -434,7 +457,7 @@ def walk(folder: Path, code: int, operation: Callable[[FileArtifactStore], Any])
                 errors.append(error)
         if failing.calls < fail_at:
             return errors
-        store = FileArtifactStore(place)
+        store: Any = FileArtifactStore(place)
         assert store.load("kept").content == b"kept"
         assert store.get_metadata("kept").created_at == kept.created_at
         assert not [name for name in files(place) if ".part" in name]
@@ -461,7 +484,7 @@ def walk(folder: Path, code: int, operation: Callable[[FileArtifactStore], Any])
 def test_a_disk_that_fails_anywhere_is_told_and_loses_nothing(tmp_path, operation):
     full = walk(tmp_path, errno.ENOSPC, operation)
     assert full
-    assert all(type(error) is StoreFull for error in full)
+    assert {type(error) for error in full} == {StoreFull, StoreUnclear}  # unclear: only the name may be lost
     broken = walk(tmp_path, errno.EIO, operation)
     assert len(broken) == len(full)
 

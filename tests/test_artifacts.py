@@ -452,7 +452,8 @@ def test_models_become_dicts_and_are_made_from_them(store):
     data["tags"]["a"] = "changed"
     assert meta.tags == {"a": "1"}
     assert ArtifactDescriptor.from_dict({}) == ArtifactDescriptor()
-    for bad in ({"version": "x"}, [], None, {"media": 5}):
+    wrong: list[Any] = [{"version": "x"}, [], None, {"media": 5}]
+    for bad in wrong:
         with pytest.raises(ValueError, match="ArtifactDescriptor"):
             ArtifactDescriptor.from_dict(bad)
 
@@ -484,7 +485,7 @@ class Own(ArtifactStore):
 
     def get_metadata(self, artifact_id: str) -> ArtifactMetadata | None:
         found = self._load(artifact_id)
-        return found and found.metadata
+        return None if found is None else found.metadata
 
     def exists(self, artifact_id: str) -> bool:
         return self._load(artifact_id) is not None

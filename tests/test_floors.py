@@ -52,6 +52,7 @@ FLOORS = (
     ("parallel",),
     ("performer", "following", "reading"),
     ("engine",),
+    ("managing", "deleting", "history"),
     ("runtime",),
     ("sync",),
     ("testing",),

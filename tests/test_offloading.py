@@ -459,14 +459,27 @@ async def test_the_async_twins_do_the_same():
 
 
 def test_the_environment_says_what_is_large(monkeypatch):
+    artifacts, inner = InMemoryArtifactStore(), InMemoryLedgerStore()
     monkeypatch.setenv("ABSTRACTRUNTIME_MAX_INLINE_BYTES", "7")
-    assert OffloadingLedgerStore(InMemoryLedgerStore(), artifact_store=None).shelf.limit == 7
-    assert OffloadingLedgerStore(InMemoryLedgerStore(), artifact_store=None, max_inline_bytes=9).shelf.limit == 9
+    assert OffloadingLedgerStore(inner, artifact_store=artifacts).shelf.limit == 7
+    assert OffloadingLedgerStore(inner, artifact_store=artifacts, max_inline_bytes=9).shelf.limit == 9
     monkeypatch.delenv("ABSTRACTRUNTIME_MAX_INLINE_BYTES")
-    assert OffloadingRunStore(InMemoryRunStore(), artifact_store=None).shelf.limit == 256 * 1024
+    assert OffloadingRunStore(InMemoryRunStore(), artifact_store=artifacts).shelf.limit == 256 * 1024
     monkeypatch.setenv("ABSTRACTRUNTIME_MAX_INLINE_BYTES", "much")
     with pytest.raises(ValueError, match=r"max_inline_bytes must be a whole number.*'much'"):
+        OffloadingRunStore(InMemoryRunStore(), artifact_store=artifacts)
+
+
+def test_what_is_no_artifact_store_is_refused_at_once():
+    with pytest.raises(TypeError, match=r"artifact_store must be an ArtifactStore.*found None"):
         OffloadingRunStore(InMemoryRunStore(), artifact_store=None)
+
+
+def test_the_async_twin_of_an_artifact_store_does_too():
+    artifacts = InMemoryArtifactStore()
+    runs = OffloadingRunStore(InMemoryRunStore(), artifact_store=artifacts.aio, max_inline_bytes=LIMIT)
+    runs.save(RunState("h", "w", RunStatus.COMPLETED, "n", output={"b": LONG}))
+    assert artifacts.count() == 1
 
 
 def test_a_subclass_that_overrides_save_is_a_users_store_and_runs_all_the_same():

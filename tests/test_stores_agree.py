@@ -23,10 +23,14 @@ from abstractruntime import (
     AbstractRuntimeError,
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
+    AsyncJsonFileRunStore,
+    AsyncJsonlLedgerStore,
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
     InMemoryLedgerStore,
     InMemoryRunStore,
+    JsonFileRunStore,
+    JsonlLedgerStore,
     RunState,
     RunStatus,
     SqliteDatabase,
@@ -180,6 +184,14 @@ class Agreement(RuleBasedStateMachine):
         for path in (":memory:", Path(self.folder.name) / "awaited.db"):
             db = self._database(path)
             self._add(f"{path}, awaited", AsyncSqliteRunStore(db), AsyncSqliteLedgerStore(db))
+        folder = Path(self.folder.name)
+        blocking, awaited = folder / "blocking", folder / "awaited"
+        self._add("json", JsonFileRunStore(blocking, durability="none"), JsonlLedgerStore(blocking, durability="none"))
+        self._add(
+            "json, awaited",
+            AsyncJsonFileRunStore(awaited, durability="none"),
+            AsyncJsonlLedgerStore(awaited, durability="none"),
+        )
         for run_id, origins, change in some:
             self.save_a_new_object(run_id, origins, change, True)
 

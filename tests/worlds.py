@@ -19,12 +19,16 @@ import pytest
 from abstractruntime import (
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
+    AsyncJsonFileRunStore,
+    AsyncJsonlLedgerStore,
     AsyncRuntime,
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
     Effect,
     InMemoryLedgerStore,
     InMemoryRunStore,
+    JsonFileRunStore,
+    JsonlLedgerStore,
     RunState,
     Runtime,
     SqliteDatabase,
@@ -74,6 +78,15 @@ class World:
             if self.facade == "sync":
                 return runs, ledgers
             return AsyncInMemoryRunStore(runs), AsyncInMemoryLedgerStore(ledgers)
+        if self.kind == "json":
+            folder = self.path.with_suffix("")
+            durability: Literal["full", "none"] = "full" if self._synchronous == "FULL" else "none"
+            if self.facade == "sync":
+                return JsonFileRunStore(folder, durability=durability), JsonlLedgerStore(folder, durability=durability)
+            return (
+                AsyncJsonFileRunStore(folder, durability=durability),
+                AsyncJsonlLedgerStore(folder, durability=durability),
+            )
         database = SqliteDatabase(self.path, synchronous=self._synchronous)
         self._databases.append(database)
         if self.facade == "sync":

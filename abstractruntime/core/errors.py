@@ -11,6 +11,11 @@
     ├── RunPaused (ValueError)              resume() on a paused run
     ├── RunNotFailed (ValueError)           retry_run() on a run that ended otherwise
     ├── RunQuarantined (ValueError)         retry_run() on a run that failed again and again
+    ├── EffectInFlight (ValueError)         restore() or delete_run() while an effect is performed
+    ├── RunCompleted (ValueError)           fork() of a run behind its end
+    ├── RunNotEnded (ValueError)            delete_run() on a run that goes on
+    ├── UnknownSnapshot (KeyError)          no snapshot has this id
+    ├── InvalidSnapshot (ValueError)        a snapshot that this run cannot go back to
     ├── RuntimeClosed (RuntimeError)        a runtime was used after close()
     ├── ReentrantTick (RuntimeError)        a run was driven from inside itself
     ├── InvalidId (ValueError)              an id that could not be a safe name
@@ -103,6 +108,30 @@ class RunNotFailed(AbstractRuntimeError, ValueError):
 
 class RunQuarantined(AbstractRuntimeError, ValueError):
     """The run failed again and again and was set apart."""
+
+
+class EffectInFlight(AbstractRuntimeError, ValueError):
+    """An effect of the run is being performed."""
+
+
+class RunCompleted(AbstractRuntimeError, ValueError):
+    """The run has completed, and so has no step to go on with."""
+
+
+class RunNotEnded(AbstractRuntimeError, ValueError):
+    """The run has not ended."""
+
+
+class UnknownSnapshot(AbstractRuntimeError, KeyError):
+    """No snapshot has this id."""
+
+    def __init__(self, snapshot_id: str) -> None:
+        super().__init__(f"Unknown snapshot_id: {snapshot_id!r}. Is this the store it was saved in?")
+        self.snapshot_id = snapshot_id
+
+
+class InvalidSnapshot(AbstractRuntimeError, ValueError):
+    """A snapshot that this run cannot go back to."""
 
 
 class RuntimeClosed(AbstractRuntimeError, RuntimeError):

@@ -2,6 +2,7 @@
 
 from .base import DeletableLedgerStore, DeletableRunStore, LedgerStore, QueryableRunStore, RunStore
 from .in_memory import AsyncInMemoryLedgerStore, AsyncInMemoryRunStore, InMemoryLedgerStore, InMemoryRunStore
+from .json_files import AsyncJsonFileRunStore, AsyncJsonlLedgerStore, JsonFileRunStore, JsonlLedgerStore
 from .ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore, verify_ledger_chain
 from .observable import AsyncObservableLedgerStore, ObservableLedgerStore, ObservableLedgerStoreProtocol
 from .offloading import (
@@ -11,11 +12,14 @@ from .offloading import (
     OffloadingRunStore,
     offload_large_values,
 )
+from .snapshots import InMemorySnapshotStore, JsonSnapshotStore, Snapshot, SnapshotStore
 
 __all__ = [
     "AsyncHashChainedLedgerStore",
     "AsyncInMemoryLedgerStore",
     "AsyncInMemoryRunStore",
+    "AsyncJsonFileRunStore",
+    "AsyncJsonlLedgerStore",
     "AsyncObservableLedgerStore",
     "AsyncOffloadingLedgerStore",
     "AsyncOffloadingRunStore",
@@ -24,6 +28,10 @@ __all__ = [
     "HashChainedLedgerStore",
     "InMemoryLedgerStore",
     "InMemoryRunStore",
+    "InMemorySnapshotStore",
+    "JsonFileRunStore",
+    "JsonSnapshotStore",
+    "JsonlLedgerStore",
     "LedgerStore",
     "ObservableLedgerStore",
     "ObservableLedgerStoreProtocol",
@@ -31,6 +39,8 @@ __all__ = [
     "OffloadingRunStore",
     "QueryableRunStore",
     "RunStore",
+    "Snapshot",
+    "SnapshotStore",
     "offload_large_values",
     "verify_ledger_chain",
 ]

@@ -7,15 +7,14 @@ is missing, damaged, behind or written by another process costs time and nothing
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 
 from ...core.errors import StoreCorrupt
+from .disk import META
 from .metas import Look, Seen, decode_meta, encode_meta, look
 from .models import ArtifactMetadata
 
@@ -38,10 +37,10 @@ _PASSING = {
 
 _CREATE = (
     "CREATE TABLE IF NOT EXISTS artifacts "
-    "(artifact_id TEXT PRIMARY KEY, stamp TEXT NOT NULL, meta BLOB NOT NULL, checksum BLOB NOT NULL) WITHOUT ROWID"
+    "(artifact_id TEXT PRIMARY KEY, stamp TEXT NOT NULL, meta BLOB NOT NULL) WITHOUT ROWID"
 )
-_READ = "SELECT artifact_id, stamp, meta, checksum FROM artifacts"
-_PUT = "INSERT OR REPLACE INTO artifacts (artifact_id, stamp, meta, checksum) VALUES (?, ?, ?, ?)"
+_READ = "SELECT artifact_id, stamp, meta FROM artifacts"
+_PUT = "INSERT OR REPLACE INTO artifacts (artifact_id, stamp, meta) VALUES (?, ?, ?)"
 _DROP = "DELETE FROM artifacts WHERE artifact_id = ?"
 
 
@@ -92,8 +91,8 @@ class Catalog:
             self._failed(error)
             return {}
         try:
-            return dict(_seen(self._refs, *row) for row in rows)
-        except (StoreCorrupt, ValueError, TypeError, AttributeError) as error:
+            return {name: Seen(stamp, decode_meta(data, self._refs / f"{name}{META}")) for name, stamp, data in rows}
+        except StoreCorrupt as error:
             self._failed(error)
             return {}
 
@@ -108,7 +107,8 @@ class Catalog:
                 connection.execute("PRAGMA synchronous = OFF")  # what a power failure spoils is made anew
                 connection.execute(_CREATE)
                 connection.executemany(_DROP, [(name,) for name in gone])
-                connection.executemany(_PUT, _rows(changed))
+                rows = [(name, seen.stamp, encode_meta(seen.meta)) for name, seen in changed.items()]
+                connection.executemany(_PUT, rows)
         except sqlite3.DatabaseError as error:
             self._failed(error)
 
@@ -122,20 +122,3 @@ class Catalog:
         for suffix in ("", "-journal"):
             with suppress(OSError):
                 Path(f"{self._path}{suffix}").unlink()
-
-
-def _rows(seen: dict[str, Seen]) -> Iterable[tuple[str, str, bytes, bytes]]:
-    for name, (stamp, meta) in seen.items():
-        data = encode_meta(meta)
-        yield name, stamp, data, _checksum(name, stamp, data)
-
-
-def _seen(refs: Path, name: str, stamp: str, data: bytes, checksum: bytes) -> tuple[str, Seen]:
-    """A row that is as it was written. Raises ValueError, StoreCorrupt or TypeError for another."""
-    if checksum != _checksum(name, stamp, data):
-        raise ValueError(f"the row of artifact {name!r:.80} is damaged")
-    return name, Seen(stamp, decode_meta(data, refs / f"{name}.meta"))
-
-
-def _checksum(name: str, stamp: str, data: bytes) -> bytes:
-    return hashlib.sha256(b"\0".join((name.encode(), stamp.encode(), data))).digest()

@@ -7,14 +7,14 @@ anew. While a metadata file is damaged nobody knows what it names, and no conten
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .disk import DRAFT, Place, os_errors
-from .locks import Turns, is_in_use
+from ..drafts import DRAFT, is_abandoned, os_errors
+from .disk import Place
+from .locks import Turns
 from .metas import Look, look
 
 _BLOB = re.compile(r"([0-9a-f]{64})\.bin", re.ASCII)
@@ -127,15 +127,8 @@ class _Sweep:
     def drafts(self, drafts: Iterable[Path]) -> None:
         """Delete drafts, except those whose writers live."""
         for path in drafts:
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:  # it was published or removed
-                continue
-            try:
-                if not is_in_use(descriptor):
-                    self._delete(path)
-            finally:
-                os.close(descriptor)
+            if is_abandoned(path):
+                self._delete(path)
 
     def _delete(self, path: Path) -> bool:
         try:

@@ -11,12 +11,13 @@ from typing import Any, BinaryIO
 
 from ...core.clock import SYSTEM_CLOCK, Clock
 from ...core.errors import UnknownArtifact
+from ..drafts import Draft, flush, os_errors, write_file
 from .aio import AsyncArtifacts
 from .catalog import Catalog
 from .collecting import collect
 from .content import CHUNK, checked_chunks, is_sound
 from .describing import wav_media
-from .disk import Draft, Durability, Place, os_errors, write_file
+from .disk import Durability, Place
 from .keeping import KeptArtifacts
 from .locks import Turns
 from .metas import encode_meta, read_meta
@@ -100,7 +101,8 @@ class FileArtifactStore(KeptArtifacts):
                 path.unlink()
             except FileNotFoundError:
                 return False
-            self._place.flush(path.parent)
+            if self._place.durable:
+                flush(path.parent)
             return True
 
     def gc(self, *, dry_run: bool = True, grace_s: float = 3600.0) -> dict[str, Any]:
@@ -129,7 +131,7 @@ class FileArtifactStore(KeptArtifacts):
         return read_meta(self._place.meta(artifact_id))
 
     def _write(self, meta: ArtifactMetadata) -> None:
-        write_file(self._place, self._place.meta(meta.artifact_id), encode_meta(meta))
+        write_file(self._place.meta(meta.artifact_id), encode_meta(meta), durable=self._place.durable)
 
     def _all(self) -> Iterable[ArtifactMetadata]:
         return self._catalog.metas()
@@ -171,7 +173,7 @@ class _FileInbox:
     def write(self, chunk: bytes) -> None:
         self.digest.update(chunk)
         if self._draft is None:
-            self._draft = Draft(self._place, self._place.blobs)
+            self._draft = Draft(self._place.blobs, durable=self._place.durable)
         self._draft.write(chunk)
 
     def finish(self) -> None:
@@ -190,7 +192,7 @@ class _FileInbox:
             if self._is_kept(path):
                 return
         if self._draft is None:
-            write_file(self._place, path, self._held)
+            write_file(path, self._held, durable=self._place.durable)
         else:
             self._draft.publish(path)
 
@@ -207,8 +209,9 @@ class _FileInbox:
         except FileNotFoundError:
             return False
         os.utime(path)
-        self._place.flush(path)  # whoever wrote it may not have come so far, or may not care
-        self._place.flush(path.parent)
+        if self._place.durable:  # whoever wrote it may not have come so far, or may not care
+            flush(path)
+            flush(path.parent)
         return True
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..sqlite.failures import translated_os
+from ..drafts import os_errors
 
 if sys.platform != "win32":
     import fcntl
@@ -54,10 +54,8 @@ class Turns:
             return
         # A descriptor per turn: flock belongs to the open file, so threads keep each other out too.
         path = self._folder / f"{number:02}.lock"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise translated_os(error, path) from error
+        with os_errors(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             try:
@@ -66,20 +64,3 @@ class Turns:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile shares the open file
         finally:
             os.close(descriptor)
-
-
-def share(descriptor: int) -> None:
-    """Mark an open file as in use by a living process."""
-    if sys.platform != "win32":
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-
-
-def is_in_use(descriptor: int) -> bool:
-    """Whether somebody else holds `share` on the file; if not, it stays reserved for the caller until it is closed."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from ...core.codec import REFUSALS, decode, digest, encode
 from ...core.errors import StoreCorrupt
+from ..drafts import os_errors
 from .describing import instant
-from .disk import META, os_errors
+from .disk import META
 from .models import ArtifactMetadata
 
 _BLOB_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)

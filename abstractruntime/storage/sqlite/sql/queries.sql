@@ -280,6 +280,25 @@ SELECT r.run_id FROM states s JOIN runs r ON r.id = s.id
 WHERE s.records <> coalesce((SELECT l.seq + l.count - 1 FROM ledger l WHERE l.run = s.id ORDER BY l.seq DESC LIMIT 1), 0)
 LIMIT ?;
 
+-- name: save_snapshot
+-- Over the one of this id, so that a save whose outcome is unclear may be done again.
+INSERT INTO snapshots (snapshot_id, run_id, created_at, about, data) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (snapshot_id) DO UPDATE SET run_id = excluded.run_id, created_at = excluded.created_at,
+about = excluded.about, data = excluded.data;
+
+-- name: load_snapshot
+SELECT about, data FROM snapshots WHERE snapshot_id = ?;
+
+-- name: delete_snapshot
+DELETE FROM snapshots WHERE snapshot_id = ?;
+
+-- name: snapshots_by_age
+-- Without their states, which may be large. The reader stops when it has enough.
+SELECT snapshot_id, about FROM snapshots ORDER BY created_at DESC, snapshot_id;
+
+-- name: snapshots_of_run
+SELECT snapshot_id, about FROM snapshots WHERE run_id = ? ORDER BY created_at DESC, snapshot_id;
+
 -- name: all_states
 -- With every column that says again what the data says: a check compares them.
 SELECT s.id, r.run_id, s.head, s.data, s.revision, s.status, s.rest_at, s.owner,

@@ -1,0 +1,345 @@
+"""Death and failure at every file operation of JSON stores: what is found after is exactly the commit, or nothing.
+
+A scenario runs on a folder whose file operations are counted. At each of them the process dies before it, after it, or
+in the middle of a write; or the machine loses power and takes with it what was not flushed; or the operation fails.
+Then the folder is opened anew, and must hold what was acknowledged, with what was under way either whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abstractruntime.core.backend import Write
+from abstractruntime.core.codec import encode_records, encode_run
+from abstractruntime.core.errors import StoreError, StoreUnclear
+from abstractruntime.core.models import Request, RunState, RunStatus, StepRecord, StepStatus
+from abstractruntime.storage.json_files.files import Files
+from abstractruntime.storage.json_files.folder import Folder
+
+from .faults import ProcessDied
+from .scale import scaled
+
+AT = "2026-01-31T09:00:00.000000+00:00"
+
+
+class Disk(Files):
+    """File operations that are counted, one of which goes wrong; it knows what has reached the disk."""
+
+    def __init__(self, root: Path, at: int = 0, how: str = "", part: float = 0.5, lasting: bool = False) -> None:
+        super().__init__(durable=True)
+        self.root, self._at, self._how, self._part, self._lasting = root, at, how, part, lasting
+        self.count = 0
+        self.names: list[str] = []
+        self.fired = ""
+        self._paths: dict[int, Path] = {}
+        #: content that was flushed, by inode; names that were flushed, with their inodes
+        self._flushed: dict[int, bytes] = {}
+        self._names: dict[str, int] = {}
+        for path in root.iterdir() if root.exists() else ():
+            self._names[path.name] = path.stat().st_ino
+            self._flushed[path.stat().st_ino] = path.read_bytes()
+        self._kept: list[int] = []  # descriptors that keep inodes from being used again
+
+    def _step(self, name: str, do: Callable[[], Any], torn: Callable[[], Any] | None = None) -> Any:
+        self.count += 1
+        self.names.append(name)
+        if self.count != self._at and not (self._lasting and self.fired and self._how == "fails"):
+            return do()
+        self.fired = self.fired or name
+        if self._how == "fails":
+            if torn is not None:
+                torn()
+            raise OSError(5, "Input/output error")
+        if self._how == "fails after":
+            do()
+            raise OSError(5, "Input/output error")
+        if self._how == "torn" and torn is not None:
+            torn()
+        elif self._how in ("after", "power"):
+            do()
+        raise ProcessDied(f"{self._how} {name}, operation {self.count}")
+
+    def open(self, path: Path, flags: int) -> int:
+        descriptor: int = self._step("open", lambda: super(Disk, self).open(path, flags))
+        self._paths[descriptor] = path
+        self._kept.append(os.dup(descriptor))
+        return descriptor
+
+    def write(self, descriptor: int, data: bytes) -> None:
+        part = data[: int(len(data) * self._part)]
+        self._step(
+            "write",
+            lambda: super(Disk, self).write(descriptor, data),
+            lambda: super(Disk, self).write(descriptor, part),
+        )
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        self._step("truncate", lambda: super(Disk, self).truncate(descriptor, size))
+
+    def fsync(self, descriptor: int) -> None:
+        self._step("fsync", lambda: self._flush(descriptor))
+
+    def _flush(self, descriptor: int) -> None:
+        self._flushed[os.fstat(descriptor).st_ino] = self._paths[descriptor].read_bytes()
+
+    def replace(self, source: Path, target: Path) -> None:
+        self._step("replace", lambda: super(Disk, self).replace(source, target))
+
+    def unlink(self, path: Path) -> None:
+        self._step("unlink", lambda: super(Disk, self).unlink(path))
+
+    def sync_folder(self, folder: Path) -> None:
+        def flush() -> None:
+            self._names = {path.name: path.stat().st_ino for path in folder.iterdir()}
+
+        self._step("sync_folder", flush)
+
+    def lose_power(self, rng: random.Random) -> None:
+        """Leave what a power cut leaves: of what was not flushed, names and contents, any part may be there."""
+        now = {path.name: path.stat().st_ino for path in self.root.iterdir()}
+        contents = {path.stat().st_ino: path.read_bytes() for path in self.root.iterdir()}
+        names: dict[str, int] = {}
+        for name in now.keys() | self._names.keys():
+            old, new = self._names.get(name), now.get(name)
+            kept = rng.choice([old, new])
+            if kept is not None:
+                names[name] = kept
+        survivors = {name: self._survivor(inode, contents, rng) for name, inode in names.items()}
+        self.close()
+        shutil.rmtree(self.root)
+        self.root.mkdir()
+        for name, content in survivors.items():
+            (self.root / name).write_bytes(content)
+
+    def _survivor(self, inode: int, contents: dict[int, bytes], rng: random.Random) -> bytes:
+        flushed = self._flushed.get(inode, b"")
+        written = contents.get(inode, flushed)
+        if written == flushed:
+            return written
+        if not written.startswith(flushed):  # cut off or written anew
+            return rng.choice([flushed, written])
+        end = rng.randint(len(flushed), len(written))
+        lost = rng.choice([b"", bytes(len(written) - end)])  # the size may be there before the content
+        return written[:end] + lost
+
+    def flushed(self) -> bool:
+        """Whether all that is in the folder has reached the disk."""
+        paths = [path for path in self.root.iterdir() if path.suffix in (".json", ".jsonl")]
+        return all(
+            self._names.get(path.name) == path.stat().st_ino
+            and self._flushed.get(path.stat().st_ino) == path.read_bytes()
+            for path in paths
+        )
+
+    def close(self) -> None:
+        for descriptor in self._kept:
+            os.close(descriptor)
+        self._kept.clear()
+
+
+def state(run_id: str, revision: int, **fields: Any) -> RunState:
+    run = RunState(run_id, "w", fields.pop("status", RunStatus.RUNNING), "n", created_at=AT, updated_at=AT, **fields)
+    run.revision, run.commit_id, run.vars = revision, f"{run_id}@{revision}", {"revision": revision}
+    return run
+
+
+def write(run_id: str, revision: int, before: int, count: int, **fields: Any) -> Write:
+    """The commit that takes the run to this revision; a landing leaves it there and has an id of its own."""
+    landing = bool(fields.get("landing"))
+    run = state(run_id, revision, status=fields.pop("status", RunStatus.RUNNING))
+    if landing:
+        run.commit_id = f"{run_id}+{before}"
+    records = [
+        StepRecord(run_id, f"s{number}", "n", StepStatus.COMPLETED, {"text": "x" * 40}, {"n": number}, started_at=AT)
+        for number in range(before + 1, before + count + 1)
+    ]
+    for record in records:
+        record.commit_id = run.commit_id
+    expected = revision if landing else (None if revision == 1 else revision - 1)
+    return Write(
+        run=run,
+        data=b"" if landing else encode_run(run),
+        expected=expected,
+        expected_records=before,
+        records=encode_records(records),
+        count=count,
+        lookup_key=fields.pop("lookup_key", None),
+        **fields,
+    )
+
+
+def cancel(run_id: str) -> Request:
+    return Request(run_id=run_id, kind="cancel", by="a", at=AT)
+
+
+def appended(folder: Folder) -> None:
+    folder.append(StepRecord("a", "own", "n", StepStatus.COMPLETED, {"text": "y" * 40}, started_at=AT))
+
+
+#: what happens, in order; each step is a commit or another change that must be whole
+STEPS: list[Callable[[Folder], Any]] = [
+    lambda folder: folder.commit(write("other", 1, 0, 1)),
+    lambda folder: folder.commit(write("a", 1, 0, 2)),
+    lambda folder: folder.commit(write("a", 2, 2, 1, lookup_key="key")),
+    lambda folder: folder.commit(write("a", 2, 3, 3, landing=True, lookup_key="landed")),
+    lambda folder: folder.commit(write("a", 2, 6, 1, landing=True)),
+    lambda folder: folder.commit(write("a", 3, 7, 2, requests=(cancel("other"),))),
+    appended,
+    lambda folder: folder.commit(write("a", 3, 10, 2, landing=True, requests=(cancel("b"),))),
+    lambda folder: folder.commit(write("b", 1, 0, 0)),
+    lambda folder: folder.commit(write("other", 2, 1, 1, answered=1, status=RunStatus.CANCELLED)),
+    lambda folder: folder.commit(write("a", 4, 12, 0, requests=(cancel("b"), cancel("other")))),
+    lambda folder: folder.delete_ledger("a"),
+    lambda folder: folder.commit(write("a", 5, 0, 2)),
+    lambda folder: folder.delete_run("a"),
+]
+
+
+def seen(folder: Folder) -> Any:
+    """All that can be read."""
+    with folder:
+        runs = {}
+        for run_id in ("a", "b", "other"):
+            loaded = folder.load(run_id)
+            ledger = folder.ledger(run_id)
+            runs[run_id] = (
+                None if loaded is None else (loaded.run.revision, loaded.run.vars, loaded.run.records, loaded.requests),
+                [(record.step_id, record.result, record.commit_id) for record in ledger.records()],
+                [record.step_id for key in ("key", "landed") for record in ledger.find(key)],
+            )
+            assert ledger.count == len(runs[run_id][1])
+        return runs, [run_id for _, run_id, _ in folder.index().in_order()]
+
+
+def opened(root: Path, files: Files | None = None) -> Folder:
+    """The folder as another process opens it; whoever had it is gone."""
+    return Folder(root, files or Files(durable=False))
+
+
+def left(folder: Folder) -> None:
+    """Let its process be gone."""
+    folder._lock.let_go()
+
+
+def do(folder: Folder, step: Callable[[Folder], Any]) -> None:
+    with folder:
+        step(folder)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What can be read before the first step, and after each."""
+    folder = opened(tmp_path_factory.mktemp("undisturbed"))
+    found = [seen(folder)]
+    for step in STEPS:
+        do(folder, step)
+        found.append(seen(folder))
+    assert found[-1][0]["b"][0][3] == (cancel("b"),)
+    assert found[-1][0]["other"][0][3] == ()
+    return found
+
+
+def operations(root: Path) -> list[str]:
+    """The file operations of all the steps."""
+    root.mkdir(parents=True)
+    disk = Disk(root)
+    folder = opened(root, disk)
+    for step in STEPS:
+        do(folder, step)
+    left(folder)
+    disk.close()
+    assert len(disk.names) > 60
+    return disk.names
+
+
+def walk(root: Path, how: str, **fault: Any) -> Iterator[tuple[Disk, int]]:
+    """Do the steps, with the fault at each operation in turn, and tell how many were acknowledged."""
+    for at, name in enumerate(operations(root / "undisturbed"), 1):
+        if how == "torn" and name != "write":
+            continue
+        place = root / str(at)
+        place.mkdir()
+        disk = Disk(place, at, how, **fault)
+        folder, done = opened(place, disk), 0
+        with pytest.raises(ProcessDied):  # noqa: PT012
+            for step in STEPS:
+                do(folder, step)
+                done += 1
+        left(folder)
+        yield disk, done
+        disk.close()
+        shutil.rmtree(place)
+
+
+@pytest.mark.parametrize(
+    ("how", "part"), [("before", 0.0), ("after", 0.0), *(("torn", part) for part in (0.01, 0.5, 0.9, 0.9999))]
+)
+def test_the_process_may_die_at_every_file_operation(tmp_path, ends, how, part):
+    for disk, done in walk(tmp_path, how, part=part):
+        check_end(disk.root, ends, done, f"{how} {disk.fired} {disk.count}")
+
+
+def test_the_machine_may_lose_power_at_every_file_operation(tmp_path, ends, seed):
+    rng = random.Random(seed)
+    for number in range(scaled(2, 100)):
+        for disk, done in walk(tmp_path / str(number), "power"):
+            disk.lose_power(rng)
+            check_end(disk.root, ends, done, f"power lost at {disk.fired} {disk.count}")
+
+
+def check_end(root: Path, ends: list[Any], done: int, where: str) -> None:
+    """Whoever reads sees a step whole or not at all, as do those who open the folder and go on."""
+    reader = opened(root)
+    found = seen(reader)
+    assert found in (ends[done], ends[done + 1]), f"{where}, read"
+    writer = opened(root)
+    if found == ends[done]:
+        for step in STEPS[done:]:
+            do(writer, step)
+    else:
+        for step in STEPS[done + 1 :]:
+            do(writer, step)
+    assert seen(writer) == ends[-1], f"{where}, gone on"
+    assert not list(root.glob(".*.tmp"))
+    left(writer)
+    assert seen(opened(root)) == ends[-1], f"{where}, opened again"
+
+
+@pytest.mark.parametrize(("how", "lasting"), [("fails", False), ("fails", True), ("fails after", False)])
+def test_every_file_operation_may_fail_and_the_same_object_goes_on(tmp_path, ends, how, lasting):
+    at, fired = 0, True
+    while fired:
+        at += 1
+        place = tmp_path / str(at)
+        place.mkdir()
+        disk = Disk(place, at, how, lasting=lasting)
+        folder = opened(place, disk)
+        for number, step in enumerate(STEPS):
+            where = f"{how}, operation {at}, step {number}"
+            try:
+                do(folder, step)
+            except StoreError as error:
+                unclear = isinstance(error, StoreUnclear)
+                disk._lasting = False  # the disk is well again
+                found = seen(folder)
+                assert found in ((ends[number], ends[number + 1]) if unclear else (ends[number],)), where
+                if found == ends[number]:
+                    do(folder, step)
+            assert seen(folder) == ends[number + 1], where
+        with folder:  # what the last commits left undone is done before they are forgotten
+            for run_id in ("b", "other"):
+                folder._settle(run_id)
+        assert disk.flushed(), f"{how}, operation {at}: not all has reached the disk"
+        left(folder)
+        assert seen(opened(place)) == ends[-1]
+        fired = bool(disk.fired)
+        disk.close()
+        shutil.rmtree(place)
+    assert at > 60
