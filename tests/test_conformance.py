@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 from abstractruntime import (
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
+    AsyncJsonFileRunStore,
+    AsyncJsonlLedgerStore,
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
-    InMemoryArtifactStore,
     InMemoryLedgerStore,
     InMemoryRunStore,
+    JsonFileRunStore,
+    JsonlLedgerStore,
     SqliteDatabase,
     SqliteLedgerStore,
     SqliteRunStore,
@@ -29,12 +33,29 @@ from abstractruntime.storage import (
     OffloadingLedgerStore,
     OffloadingRunStore,
 )
+from abstractruntime.storage.artifacts import (
+    AsyncFileArtifactStore,
+    AsyncInMemoryArtifactStore,
+    FileArtifactStore,
+    InMemoryArtifactStore,
+)
+from abstractruntime.storage.snapshots import (
+    AsyncInMemorySnapshotStore,
+    AsyncJsonSnapshotStore,
+    AsyncSqliteSnapshotStore,
+    InMemorySnapshotStore,
+    JsonSnapshotStore,
+    SqliteSnapshotStore,
+)
 from abstractruntime.testing.conformance import (
+    ArtifactStoreConformance,
     Capability,
     LedgerStoreConformance,
     PairConformance,
     RunStoreConformance,
+    SnapshotStoreConformance,
 )
+from abstractruntime.testing.conformance.suite import Suite
 
 from .dict_stores import DictLedgerStore, DictRunStore
 
@@ -47,23 +68,29 @@ OURS = frozenset(Capability) - {
 Made = tuple[Any, Any]
 
 
-def add_suites(
-    name: str, make: Callable[[Path], Made], *capabilities: Capability, of: tuple[str, ...] = ("Runs", "Ledgers", "Pair")
+def add_suite(
+    name: str, suite: type[Suite], make: Callable[[Path], Any], capabilities: Collection[Capability] = ()
 ) -> None:
+    """A test class of this suite for what `make(folder)` gives."""
+    members = {
+        "capabilities": frozenset(capabilities) & frozenset(suite.known),
+        "make": lambda self, folder: make(folder),
+        "close": lambda self, store: close(store),
+        "__module__": __name__,
+    }
+    globals()[f"Test{name}"] = type(f"Test{name}", (suite,), members)
+
+
+def add_suites(name: str, make: Callable[[Path], Made], *capabilities: Capability) -> None:
     """The suites of runs, ledgers and pairs for what `make(folder)` gives: a run store and a ledger store."""
-    kinds: list[tuple[str, type, Callable[[Made], Any]]] = [
-        ("Runs", RunStoreConformance, lambda made: made[0]),
-        ("Ledgers", LedgerStoreConformance, lambda made: made[1]),
-        ("Pair", PairConformance, lambda made: made),
-    ]
-    for kind, suite, part in (some for some in kinds if some[0] in of):
-        members = {
-            "capabilities": frozenset(capabilities) & suite.known,  # type: ignore[attr-defined]
-            "make": lambda self, folder, part=part: part(make(folder)),
-            "close": lambda self, store: close(store),
-            "__module__": __name__,
-        }
-        globals()[f"Test{kind}{name}"] = type(f"Test{kind}{name}", (suite,), members)
+    add_suite(f"RunsOf{name}", RunStoreConformance, lambda folder: make(folder)[0], capabilities)
+    add_suite(f"LedgersOf{name}", LedgerStoreConformance, ledgers_of(make), capabilities)
+    add_suite(f"PairOf{name}", PairConformance, make, capabilities)
+
+
+def ledgers_of(make: Callable[[Path], Made]) -> Callable[[Path], Any]:
+    """The ledger store alone of what `make(folder)` gives."""
+    return lambda folder: make(folder)[1]
 
 
 async def close(store: Any) -> None:
@@ -104,7 +131,7 @@ def decorated(make: Callable[[Path], Made], order: tuple[str, ...]) -> Callable[
     def made(folder: Path) -> Made:
         runs, ledgers = make(folder)
         awaited = isinstance(runs, AsyncInMemoryRunStore | AsyncSqliteRunStore)
-        shelf = {"artifact_store": InMemoryArtifactStore(), "max_inline_bytes": 200_000}
+        shelf: dict[str, Any] = {"artifact_store": InMemoryArtifactStore(), "max_inline_bytes": 200_000}
         around: dict[str, Callable[[Any], Any]] = {
             "Chain": AsyncHashChainedLedgerStore if awaited else HashChainedLedgerStore,
             "Observe": AsyncObservableLedgerStore if awaited else ObservableLedgerStore,
@@ -119,20 +146,51 @@ def decorated(make: Callable[[Path], Made], order: tuple[str, ...]) -> Callable[
     return made
 
 
+def on_database(kind: type, folder: Path) -> Any:
+    return kind(SqliteDatabase(folder / "runs.db", synchronous="NORMAL"))
+
+
+def on_files(folder: Path) -> Made:
+    return JsonFileRunStore(folder, durability="none"), JsonlLedgerStore(folder, durability="none")
+
+
+def on_files_awaited(folder: Path) -> Made:
+    return AsyncJsonFileRunStore(folder, durability="none"), AsyncJsonlLedgerStore(folder, durability="none")
+
+
+PERSISTENT = Capability.PERSISTENT
+CHAIN = Capability.CHAIN
+
 add_suites("Memory", in_memory, *OURS)
 add_suites("MemoryAwaited", in_memory_awaited, *OURS)
-add_suites("Sqlite", on_sqlite, *OURS, Capability.PERSISTENT)
-add_suites("SqliteAwaited", on_sqlite_awaited, *OURS, Capability.PERSISTENT)
+add_suites("Sqlite", on_sqlite, *OURS, PERSISTENT)
+add_suites("SqliteAwaited", on_sqlite_awaited, *OURS, PERSISTENT)
 add_suites("SqliteInMemory", lambda folder: on_sqlite_awaited(folder, ":memory:"), *OURS)
-add_suites("TwoDatabases", on_two_databases, *(OURS - {Capability.JOINT}), Capability.PERSISTENT)
+add_suite("PairOfTwoDatabases", PairConformance, on_two_databases, [PERSISTENT])
+add_suites("Files", on_files, *OURS, PERSISTENT)
+add_suites("FilesAwaited", on_files_awaited, *OURS, PERSISTENT)
 add_suites("Dicts", lambda folder: (DictRunStore(), DictLedgerStore()))
-for some in permutations(("Chain", "Observe", "Offload")):
-    add_suites("".join(some) + "InMemory", decorated(in_memory, some), *OURS, Capability.CHAIN, of=("Ledgers",))
 add_suites("OffloadAwaited", decorated(in_memory_awaited, ("Offload",)), *OURS)
-add_suites(
-    "ChainObserveOffloadOnSqlite",
-    decorated(on_sqlite_awaited, ("Chain", "Observe", "Offload")),
-    *OURS,
-    Capability.CHAIN,
-    Capability.PERSISTENT,
-)
+
+STACK = ("Chain", "Observe", "Offload")
+ON_SQLITE = decorated(on_sqlite_awaited, STACK)
+CHAINED = [*OURS, CHAIN]
+add_suite("PairOfStack", PairConformance, ON_SQLITE, [*CHAINED, PERSISTENT])
+add_suite("LedgersOfStack", LedgerStoreConformance, ledgers_of(ON_SQLITE), [*CHAINED, PERSISTENT])
+for order in permutations(STACK):
+    stacked = ledgers_of(decorated(in_memory, order))
+    add_suite("LedgersOf" + "".join(order), LedgerStoreConformance, stacked, CHAINED)
+
+ARTIFACTS = [Capability.UPDATE, Capability.ACCESS, Capability.COLLECT]
+add_suite("ArtifactsInMemory", ArtifactStoreConformance, lambda folder: InMemoryArtifactStore(), ARTIFACTS)
+add_suite("ArtifactsInMemoryAwaited", ArtifactStoreConformance, lambda folder: AsyncInMemoryArtifactStore(), ARTIFACTS)
+for files in (FileArtifactStore, AsyncFileArtifactStore):
+    on_disk = partial(files, durability="none")
+    add_suite(f"ArtifactsOf{files.__name__}", ArtifactStoreConformance, on_disk, [*ARTIFACTS, PERSISTENT])
+
+add_suite("SnapshotsInMemory", SnapshotStoreConformance, lambda folder: InMemorySnapshotStore())
+add_suite("SnapshotsInMemoryAwaited", SnapshotStoreConformance, lambda folder: AsyncInMemorySnapshotStore())
+for kind in (JsonSnapshotStore, AsyncJsonSnapshotStore):
+    add_suite(f"SnapshotsOf{kind.__name__}", SnapshotStoreConformance, kind, [PERSISTENT])
+for on_db in (SqliteSnapshotStore, AsyncSqliteSnapshotStore):
+    add_suite(f"SnapshotsOf{on_db.__name__}", SnapshotStoreConformance, partial(on_database, on_db), [PERSISTENT])

@@ -17,7 +17,7 @@ Subclass a suite in a test module, say how the store is made and which optional 
 |---|---|---|
 | `RunStoreConformance` | a run store | the store |
 | `LedgerStoreConformance` | a ledger store | the store |
-| `PairConformance` | both, driven by `AsyncRuntime`; if they commit together, their backend too | `(run_store, ledger_store)` |
+| `PairConformance` | the two under `AsyncRuntime`, and a backend of theirs | `(run_store, ledger_store)` |
 | `ArtifactStoreConformance` | an artifact store | the store |
 | `SnapshotStoreConformance` | a store of snapshots | the store |
 
@@ -25,8 +25,7 @@ Methods of stores may be sync or async. What is declared must be there, and what
 a test fails, so no suite is passed by declaring nothing. A test of a part that is not declared is skipped with that
 reason. No suite sleeps or measures time.
 
-A fixture may take the place of `make`: override `store`, a pytest fixture, and return `self.opened()` from it, or set
-up in `make` what it needs. Every test has a folder of its own.
+Every test has a folder and stores of its own.
 """
 
 try:
@@ -36,18 +35,24 @@ except ImportError as error:  # the base install has no test tools
 
 # Asserts of test modules explain themselves; these are in modules of the package, so it has to be asked for.
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{name}" for name in ("suite", "runs", "queries", "ledgers", "pairs", "backends"))
+    *(
+        f"{__name__}.{name}"
+        for name in ["suite", "runs", "queries", "ledgers", "pairs", "backends", "artifacts", "snapshots"]
+    )
 )
 
-
+from .artifacts import ArtifactStoreConformance  # noqa: E402
 from .capabilities import Capability  # noqa: E402
 from .ledgers import LedgerStoreConformance  # noqa: E402
 from .pairs import PairConformance  # noqa: E402
 from .runs import RunStoreConformance  # noqa: E402
+from .snapshots import SnapshotStoreConformance  # noqa: E402
 
 __all__ = [
+    "ArtifactStoreConformance",
     "Capability",
     "LedgerStoreConformance",
     "PairConformance",
     "RunStoreConformance",
+    "SnapshotStoreConformance",
 ]

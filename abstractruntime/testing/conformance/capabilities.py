@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Capability(Enum):
-    """An optional part of a store. The value names its methods; a part without methods is one of behaviour."""
+    """An optional part of a store. One without methods is a way to behave."""
 
     #: the run store can be searched: `storage.base.QueryableRunStore`
     QUERY = ("query", "list_runs", "list_due_wait_until", "list_children")
@@ -39,7 +39,8 @@ class Capability(Enum):
     #: what is stored is there when the store is made again on the same folder
     PERSISTENT = ("persistent",)
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods that a store with it has."""
-        return self.value[1:]
+    def __init__(self, label: str, *methods: str) -> None:
+        #: in lower case
+        self.label = label
+        #: the methods that a store with it has
+        self.methods = methods

@@ -32,7 +32,7 @@ class LedgerStoreConformance(Suite):
         for record in records:
             self.do(self.store.append, record)
 
-    def list(self, run_id: str) -> list[dict[str, Any]]:
+    def listed(self, run_id: str) -> list[dict[str, Any]]:
         """List a ledger."""
         found: list[dict[str, Any]] = self.do(self.store.list, run_id)
         return found
@@ -45,14 +45,14 @@ class LedgerStoreConformance(Suite):
     def test_an_unknown_run_has_no_records(self) -> None:
         self.append(values.record("known"))
         for run_id in ("unknown", "know", "KNOWN", "*", "%"):
-            assert self.list(run_id) == [], run_id
+            assert self.listed(run_id) == [], run_id
 
     def test_every_field_comes_back(self) -> None:
         names = self.kept_fields()
         for record in (values.full_record(), StepRecord("bare", "s", "n", StepStatus.STARTED)):
             given = values.fields_of(record, names)
             self.append(record)
-            (row,) = self.list(record.run_id)
+            (row,) = self.listed(record.run_id)
             assert isinstance(row, dict)
             for name, value in given.items():
                 assert values.plain(row.get(name)) == value, f"{record.run_id}.{name}"
@@ -60,7 +60,7 @@ class LedgerStoreConformance(Suite):
     def test_what_is_listed_is_plain_json(self) -> None:
         for n, status in enumerate(StepStatus):
             self.append(values.record("r", n, status=status))
-        rows = self.list("r")
+        rows = self.listed("r")
         assert json.loads(json.dumps(rows)) == rows
         assert [row["status"] for row in rows] == [str(status) for status in StepStatus]
 
@@ -68,46 +68,49 @@ class LedgerStoreConformance(Suite):
         order = [5, 1, 4, 1, 5, 9, 2, 6, 11, 10]
         for number in order:
             self.append(values.record("r", number))
-        assert values.numbers(self.list("r")) == order
+        assert values.numbers(self.listed("r")) == order
 
     def test_the_two_records_of_a_step_are_both_kept(self) -> None:
         record = values.record("r", 1, status=StepStatus.STARTED, result=None)
         self.append(record)
         self.append(record.finish_success({"n": 1}))
-        assert [(row["status"], row["result"]) for row in self.list("r")] == [("started", None), ("completed", {"n": 1})]
+        assert [(row["status"], row["result"]) for row in self.listed("r")] == [
+            ("started", None),
+            ("completed", {"n": 1}),
+        ]
 
     def test_ledgers_of_several_runs_do_not_mix(self) -> None:
         for number in range(6):
             self.append(values.record("ab"[number % 2], number))
-        assert values.numbers(self.list("a")) == [0, 2, 4]
-        assert values.numbers(self.list("b")) == [1, 3, 5]
+        assert values.numbers(self.listed("a")) == [0, 2, 4]
+        assert values.numbers(self.listed("b")) == [1, 3, 5]
 
     def test_what_was_appended_is_not_aliased_with_what_is_stored(self) -> None:
         record = values.record("r", 1, effect={"type": "pay", "payload": {"list": [1]}, "result_key": None})
         self.append(record)
         record.result["n"], record.status = 2, StepStatus.FAILED
         record.effect["payload"]["list"].append(2)  # type: ignore[index]
-        (row,) = self.list("r")
+        (row,) = self.listed("r")
         assert (row["result"], row["status"], row["effect"]["payload"]) == ({"n": 1}, "completed", {"list": [1]})
 
     def test_what_was_listed_is_not_aliased_with_what_is_stored(self) -> None:
         self.append(values.record("r", 1), values.record("r", 2))
-        rows = self.list("r")
+        rows = self.listed("r")
         rows[0]["result"]["n"], rows[0]["status"] = "changed", "changed"
         rows.pop()
-        assert values.numbers(self.list("r")) == [1, 2]
-        assert self.list("r")[0]["status"] == "completed"
+        assert values.numbers(self.listed("r")) == [1, 2]
+        assert self.listed("r")[0]["status"] == "completed"
 
     def test_unsaved_attributes_are_taken_and_not_stored(self) -> None:
         record = values.record("r", 1)
         record.mine = object()  # type: ignore[attr-defined]
         self.append(record)
-        assert "mine" not in self.list("r")[0]
+        assert "mine" not in self.listed("r")[0]
 
     def test_odd_ids_are_ids_like_any_other(self) -> None:
         for n, run_id in enumerate(values.ODD_IDS):
             self.append(values.record(run_id, n))
-        assert [values.numbers(self.list(run_id)) for run_id in values.ODD_IDS] == [
+        assert [values.numbers(self.listed(run_id)) for run_id in values.ODD_IDS] == [
             [n] for n in range(len(values.ODD_IDS))
         ]
 
@@ -115,7 +118,7 @@ class LedgerStoreConformance(Suite):
         before = {path for path in self.folder.parent.iterdir()}
         for run_id in values.PATHS:
             if not self.refuses(self.store.append, values.record(run_id, 1)):
-                assert values.numbers(self.list(run_id)) == [1], run_id
+                assert values.numbers(self.listed(run_id)) == [1], run_id
         assert {path for path in self.folder.parent.iterdir()} == before, "something was written outside of the folder"
 
     def test_bad_values_are_refused_or_kept_and_lose_nothing(self) -> None:
@@ -124,7 +127,7 @@ class LedgerStoreConformance(Suite):
             bad = values.record(name, 2, result={"n": 2, "v": [value]})
             kept = not self.refuses(self.store.append, bad)
             self.append(values.record(name, 3))
-            rows = self.list(name)
+            rows = self.listed(name)
             assert values.numbers(rows) == ([1, 2, 3] if kept else [1, 3]), name
             if kept:
                 assert repr(rows[1]["result"]["v"]) == repr([value]), name
@@ -137,12 +140,12 @@ class LedgerStoreConformance(Suite):
             refused = self.refuses(self.store.append, values.record("r", 2, result=bad))
             assert refused, f"{bad} is no JSON: it cannot be the same after a restart"
         self.append(values.record("r", 3))
-        assert values.numbers(self.list("r")) == [1, 3]
+        assert values.numbers(self.listed("r")) == [1, 3]
 
     def test_list_after_reads_on_from_a_number(self) -> None:
         self.needs(Capability.LIST_AFTER)
         self.append(*(values.record("r", number) for number in range(1, 8)))
-        everything = self.list("r")
+        everything = self.listed("r")
         for after in range(-1, 10):
             for limit in (1, 3, 7, 100):
                 start = max(0, after)
@@ -171,15 +174,15 @@ class LedgerStoreConformance(Suite):
         for run_id, count in expected.items():
             self.append(*(values.record(run_id, number) for number in range(count)))
         assert {run_id: self.do(self.store.count, run_id) for run_id in expected} == expected
-        assert {run_id: len(self.list(run_id)) for run_id in expected} == expected
+        assert {run_id: len(self.listed(run_id)) for run_id in expected} == expected
         assert self.do(self.store.count_many, [*expected]) == expected
         assert self.do(self.store.count_many, []) == {}
 
     def test_metrics_are_those_of_completed_records(self) -> None:
         self.needs(Capability.METRICS)
         usage = {"usage": {"input_tokens": 3, "output_tokens": 4}}
-        calls = {"type": "tool_calls", "payload": {"tool_calls": [{}, {}]}, "result_key": None}
-        llm = {"type": "llm_call", "payload": {}, "result_key": None}
+        calls: dict[str, Any] = {"type": "tool_calls", "payload": {"tool_calls": [{}, {}]}, "result_key": None}
+        llm: dict[str, Any] = {"type": "llm_call", "payload": {}, "result_key": None}
         self.append(
             values.record("r", 1, status=StepStatus.STARTED, effect=llm, result=None),
             values.record("r", 1, effect=llm, result=usage),
@@ -195,35 +198,35 @@ class LedgerStoreConformance(Suite):
         self.append(values.record("a", 1), values.record("b", 1), values.record("a", 2))
         assert self.do(self.store.delete, "a") == 2
         assert self.do(self.store.delete, "a") == 0
-        assert (self.list("a"), values.numbers(self.list("b"))) == ([], [1])
+        assert (self.listed("a"), values.numbers(self.listed("b"))) == ([], [1])
         self.append(values.record("a", 7))
-        assert values.numbers(self.list("a")) == [7]
+        assert values.numbers(self.listed("a")) == [7]
         if self.has(Capability.COUNT):
             assert self.do(self.store.count, "a") == 1
 
     def test_records_are_chained_or_not_at_all(self) -> None:
         self.append(*(values.record("r", number) for number in range(4)), values.record("other", 1))
-        rows: list[Mapping[str, Any]] = [*self.list("r")]
+        rows: list[Mapping[str, Any]] = [*self.listed("r")]
         self.agrees(Capability.CHAIN, any(row.get("record_hash") for row in rows))
         if self.has(Capability.CHAIN):
             assert verify_ledger_chain(rows)["ok"], verify_ledger_chain(rows)
             assert rows[0]["prev_hash"] is None
             assert not verify_ledger_chain([*rows[:1], *rows[2:]])["ok"]
-            assert self.list("other")[0]["prev_hash"] is None, "each run has a chain of its own"
+            assert self.listed("other")[0]["prev_hash"] is None, "each run has a chain of its own"
 
     def test_a_restart_keeps_all_or_nothing(self) -> None:
         self.append(*(values.record("r", number) for number in range(3)), values.full_record())
         self.append(*(values.record(run_id, 1) for run_id in values.ODD_IDS))
         ids = ("r", "full", *values.ODD_IDS)
-        before = [self.list(run_id) for run_id in ids]
+        before = [self.listed(run_id) for run_id in ids]
         self.reopened()
-        after = [self.list(run_id) for run_id in ids]
+        after = [self.listed(run_id) for run_id in ids]
         assert after == before or not any(after), "a part of the records is gone after a restart"
         self.agrees(Capability.PERSISTENT, after == before)
         self.append(values.record("r", 3))
-        assert values.numbers(self.list("r")) == ([0, 1, 2, 3] if after == before else [3])
+        assert values.numbers(self.listed("r")) == ([0, 1, 2, 3] if after == before else [3])
         if self.has(Capability.CHAIN):
-            assert verify_ledger_chain(self.list("r"))["ok"]
+            assert verify_ledger_chain(self.listed("r"))["ok"]
 
     def test_several_writers_at_once_lose_nothing(self) -> None:
         """Every store is called from several threads; each writer's records stay in its order."""
@@ -233,10 +236,10 @@ class LedgerStoreConformance(Suite):
                 assert (yield self.store.append, values.record("r", writer * 100 + n)) is None
 
         self.at_once(self.store.append, *(work(writer) for writer in range(4)))
-        found = values.numbers(self.list("r"))
+        found = values.numbers(self.listed("r"))
         assert sorted(found) == [writer * 100 + n for writer in range(4) for n in range(15)]
         for writer in range(4):
             own = [number for number in found if number // 100 == writer]
             assert own == sorted(own)
         if self.has(Capability.CHAIN):
-            assert verify_ledger_chain(self.list("r"))["ok"]
+            assert verify_ledger_chain(self.listed("r"))["ok"]

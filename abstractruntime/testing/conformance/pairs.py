@@ -43,7 +43,6 @@ def _steps(ledger: list[dict[str, Any]]) -> list[str]:
     return [row["status"] for row in ledger if (row["effect"] or {}).get("type") == EFFECT]
 
 
-
 class PairConformance(BackendTests):
     """The suite of a run store with a ledger store. `make` returns `(run_store, ledger_store)`.
 

@@ -11,10 +11,11 @@ from . import values
 from .capabilities import Capability
 from .suite import Suite
 
+#: the columns of the index
 INDEX_FIELDS = (
-    "run_id workflow_id status wait_reason wait_until parent_run_id actor_id session_id created_at updated_at "
-    "run_lifecycle"
-).split()
+    *("run_id", "workflow_id", "status", "wait_reason", "wait_until", "parent_run_id", "actor_id", "session_id"),
+    *("created_at", "updated_at", "run_lifecycle"),
+)
 
 
 def some_runs() -> list[RunState]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from ...core.errors import AbstractRuntimeError
+from ...core.errors import AbstractRuntimeError, RevisionConflict
 from .capabilities import Capability
 
 #: how a store may refuse a value; any other error says that it was not prepared for it
@@ -46,7 +46,8 @@ class Suite:
 
     @pytest.fixture(autouse=True)
     def _store_of_this_test(self, tmp_path: Path) -> Iterator[None]:
-        self.folder, self._opened = tmp_path, []
+        self.folder = tmp_path
+        self._opened: list[Any] = []
         with asyncio.Runner() as self._runner:
             try:
                 self.store = self.opened()
@@ -76,8 +77,8 @@ class Suite:
     def at_once(self, method: Callable[..., Any], *works: Work) -> None:
         """Do all of these at once: each in a thread of its own, or for async methods like this one as tasks of a loop.
 
-        A work is a generator that yields what to call, `(function, *args)`, and is sent the result, or the error of ours
-        that the call raised.
+        A work is a generator that yields what to call, `(function, *args)`, and is sent the result, or the
+        error of ours that the call raised.
         """
         if inspect.iscoroutinefunction(method):
             self._runner.run(_gathered(works))
@@ -109,6 +110,12 @@ class Suite:
         except REFUSALS:
             return True
         return False
+
+    def conflicts(self, function: Callable[..., Any], *args: Any) -> RevisionConflict:
+        """The conflict that the call must be."""
+        with pytest.raises(RevisionConflict) as caught:
+            self.do(function, *args)
+        return caught.value
 
     def parts(self) -> dict[Capability, Any]:
         """The capabilities that are told by their methods, each with the object that has these."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -27,7 +27,7 @@ GOOD_VALUES: dict[str, Any] = {
     "empty": {"": "", "list": [], "dict": {}},
     "kinds": [None, True, False, 0, -1, 1.5, -0.25, 1e-9, "text"],
     "bounds": [2**53, -(2**53), 2**63 - 1, -(2**63)],
-    "text": 'quotes " \\ / \n\t\r \u2028 ä 日本 🙂 </script> \' -- %s {0}',
+    "text": "quotes \" \\ / \n\t\r \u2028 ä 日本 🙂 </script> ' -- %s {0}",
     "large": "x" * 100_000,
     "deep": {"a": {"b": {"c": [[[{"d": [1, {"e": None}]}]]]}}},
 }
@@ -136,6 +136,6 @@ def fields_of(value: RunState | StepRecord | Mapping[str, Any], names: tuple[str
     return {name: plain(found.get(name)) for name in names}
 
 
-def numbers(rows: list[Mapping[str, Any]]) -> list[int]:
+def numbers(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """By which numbers `record` can tell the listed records."""
     return [row["result"]["n"] for row in rows]
