@@ -130,7 +130,7 @@ def decorated(make: Callable[[Path], Made], order: tuple[str, ...]) -> Callable[
 
     def made(folder: Path) -> Made:
         runs, ledgers = make(folder)
-        awaited = isinstance(runs, AsyncInMemoryRunStore | AsyncSqliteRunStore)
+        awaited = isinstance(runs, AsyncInMemoryRunStore | AsyncJsonFileRunStore | AsyncSqliteRunStore)
         shelf: dict[str, Any] = {"artifact_store": InMemoryArtifactStore(), "max_inline_bytes": 200_000}
         around: dict[str, Callable[[Any], Any]] = {
             "Chain": AsyncHashChainedLedgerStore if awaited else HashChainedLedgerStore,
@@ -177,6 +177,8 @@ ON_SQLITE = decorated(on_sqlite_awaited, STACK)
 CHAINED = [*OURS, CHAIN]
 add_suite("PairOfStack", PairConformance, ON_SQLITE, [*CHAINED, PERSISTENT])
 add_suite("LedgersOfStack", LedgerStoreConformance, ledgers_of(ON_SQLITE), [*CHAINED, PERSISTENT])
+ON_FILES = decorated(on_files_awaited, STACK)
+add_suite("PairOfStackOnFiles", PairConformance, ON_FILES, [*CHAINED, PERSISTENT])
 for order in permutations(STACK):
     stacked = ledgers_of(decorated(in_memory, order))
     add_suite("LedgersOf" + "".join(order), LedgerStoreConformance, stacked, CHAINED)
