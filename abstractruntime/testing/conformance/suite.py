@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,8 +54,7 @@ class Suite:
                 self.store = self.opened()
                 yield
             finally:
-                while self._opened:
-                    self.do(self.close, self._opened.pop())
+                self.let_go()
 
     def opened(self, folder: Path | None = None) -> Any:
         """Another store made on the folder of this test, or on the given one; closed when the test ends."""
@@ -64,10 +64,16 @@ class Suite:
 
     def reopened(self) -> Any:
         """The store after a restart: everything is closed and made again on the same folder."""
-        while self._opened:
-            self.do(self.close, self._opened.pop())
+        self.let_go()
+        gc.collect()  # stores without a close() let go of their files when nobody holds them
         self.store = self.opened()
         return self.store
+
+    def let_go(self) -> None:
+        """Close every store that is open, and hold none any longer."""
+        self.store = None
+        while self._opened:
+            self.do(self.close, self._opened.pop())
 
     def do(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Call a function, be it sync or async, and wait for what it gives."""
