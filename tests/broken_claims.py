@@ -41,7 +41,7 @@ RESTART = "test_a_restart_keeps_all_or_nothing"
 for part in (Capability.QUERY, Capability.INDEX, Capability.FIND, Capability.DELETE, Capability.CREATE_IF_ABSENT):
     broken(f"{part.label}_hidden", RunStoreConformance, DECLARED, lambda folder: InMemoryRunStore(), OURS - {part})
     broken(f"{part.label}_missing", RunStoreConformance, DECLARED, lambda folder: DictRunStore(), {part})
-for part in (Capability.LIST_AFTER, Capability.COUNT, Capability.METRICS, Capability.DELETE):
+for part in (Capability.LIST_AFTER, Capability.COUNT, Capability.COUNT_MANY, Capability.METRICS, Capability.DELETE):
     broken(f"{part.label}s_hidden", LedgerStoreConformance, DECLARED, lambda _: InMemoryLedgerStore(), OURS - {part})
     broken(f"{part.label}s_missing", LedgerStoreConformance, DECLARED, lambda folder: DictLedgerStore(), {part})
 REVISIONS = "test_revisions_are_kept_or_not_at_all"

@@ -103,6 +103,12 @@ class CountsOneMore(InMemoryLedgerStore):
         return super().count(run_id) + 1
 
 
+@ledger_store("test_counts_of_many_are_those_of_the_lists")
+class LeavesOutTheUnknown(InMemoryLedgerStore):
+    def count_many(self, run_ids: Any) -> Any:
+        return {run_id: count for run_id, count in super().count_many(run_ids).items() if count}
+
+
 @ledger_store("test_metrics_are_those_of_completed_records")
 class CountsNoTokens(InMemoryLedgerStore):
     def metrics_many(self, run_ids: Any) -> Any:

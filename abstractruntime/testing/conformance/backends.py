@@ -350,9 +350,8 @@ class BackendTests(Suite):
         assert self.do(backend.alive, "me", 0) is False
 
     def test_a_restart_keeps_commits_whole(self) -> None:
+        self.needs(Capability.PERSISTENT)
         run = self.begun(step("c1", 1))
-        if not self.has(Capability.PERSISTENT):
-            return
         run = self.commit(write(replace(run, commit_id="c2"), run, step("c2", 2), lookup_key="k"))
         other = self.commit(write(values.run("other", commit_id="o1")))
         run = self.commit(write(replace(run, commit_id="c3"), run, requests=(asked("other"),)))
