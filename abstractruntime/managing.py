@@ -6,8 +6,6 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from msgspec.structs import replace
-
 from .core import kernel
 from .core.clock import Clock, iso
 from .core.codec import digest
@@ -28,7 +26,7 @@ from .core.spec import WorkflowSpec
 from .core.typed import check_vars
 from .engine import Engine
 from .performer import Performer
-from .storage.snapshots.model import Snapshot
+from .storage.snapshots.model import Snapshot, admitted
 from .storage.user_pair import call
 
 
@@ -54,13 +52,12 @@ class ManagesRuns:
         """Bookmark the run as it is stored now, at any moment, with the position of its ledger.
 
         It is saved when the runtime has a `snapshot_store`. In the middle of an effect `step_id` names it. Raises
-        `UnknownRun`.
+        `UnknownRun`, `UnsafeValue` for a name that is none.
         """
-        run = (await self._journal.load(run_id)).run
-        if not self._journal.stored.atomic:  # such a pair counts no records beside the state
-            run.records = len(await self._journal.stored.records(run_id))
+        run = await self._counted(run_id)
         step_id = None if run.intent is None else run.intent.step_id
-        snapshot = Snapshot.from_run(run=run, name=name, description=description, tags=tags, step_id=step_id)
+        made = Snapshot.from_run(run=run, name=name, description=description, tags=tags, step_id=step_id)
+        snapshot = admitted(made)
         snapshot.created_at = snapshot.updated_at = iso(self._clock.now())
         if self._snapshot_store is not None:
             await call(self._snapshot_store.save, snapshot)
@@ -124,8 +121,8 @@ class ManagesRuns:
         twice with the same arguments is forking once. The first record of its ledger says where it comes from.
 
         Raises `RunCompleted` where the original has completed (fork it at a snapshot from before), `UnknownRun`,
-        `UnknownSnapshot`, `InvalidSnapshot`, `RunIdentityConflict`, `WorkflowChanged`, `InvalidState` for vars that do
-        not fit the workflow.
+        `UnknownSnapshot`, `InvalidSnapshot`, `RunIdentityConflict`, and for a `workflow` that is given
+        `WorkflowChanged` when it lacks the node, `InvalidState` when the vars do not fit it.
         """
         check_optional(reason, "reason")
         check_optional(actor_id, "actor_id")
@@ -141,16 +138,8 @@ class ManagesRuns:
         if await self._is_made(fork_id, identity):
             return fork_id
         saved, origin = await self._stand(run_id, at)
-        saved = _on(workflow, saved)
-        fork = RunState.new(
-            workflow_id=saved.workflow_id,
-            entry_node=saved.current_node,
-            vars=kernel.forked_vars(saved, over),
-            run_id=fork_id,
-        )
-        fork.fingerprint, fork.workflow_version, fork.identity = saved.fingerprint, saved.workflow_version, identity
-        if workflow is not None:
-            check_vars(workflow, fork.vars)
+        fork = _forked(saved, workflow, over)
+        fork.run_id, fork.identity = fork_id, identity
         origin = {"run_id": run_id, **origin, "reason": reason, "vars": sorted(over)}
         try:
             await self._journal.commit(kernel.fork(fork, saved, origin, self._performer.stamp(), actor_id=actor_id))
@@ -175,14 +164,14 @@ class ManagesRuns:
     async def _stand(self, run_id: str, at: Snapshot | str | None) -> tuple[RunState, dict[str, Any]]:
         """Where a run stands, or stood, as a value of its own, and what a record says of it."""
         if at is None:
-            run = (await self._journal.load(run_id)).run
+            run = await self._counted(run_id)
             return run, {
                 "snapshot_id": None,
                 "name": None,
                 "position": run.records,
                 "chain_head": run.chain_head,
             }
-        snapshot = await self._snapshot(at)
+        snapshot = admitted(await self._snapshot(at))
         if snapshot.run_id != run_id:
             raise InvalidSnapshot(
                 f"Snapshot {snapshot.snapshot_id!r} is of run {snapshot.run_id!r}, not of run {run_id!r}. To go on "
@@ -194,6 +183,13 @@ class ManagesRuns:
             "position": snapshot.position,
             "chain_head": snapshot.chain_head,
         }
+
+    async def _counted(self, run_id: str) -> RunState:
+        """The run as stored now, with the number of its records, which not every pair of stores keeps beside it."""
+        run = (await self._journal.load(run_id)).run
+        if not self._journal.stored.atomic:
+            run.records = len(await self._journal.stored.records(run_id))
+        return run
 
     async def _free_claim(self, run: RunState) -> str | None:
         """The token of the run's effect in flight, if whoever claimed it is dead."""
@@ -234,18 +230,20 @@ def _checked_vars(vars: dict[str, Any] | None) -> dict[str, Any]:
     return clean
 
 
-def _on(workflow: WorkflowSpec[Any] | None, saved: RunState) -> RunState:
-    """The state as one of a run of this workflow, if another is given."""
+def _forked(saved: RunState, workflow: WorkflowSpec[Any] | None, over: dict[str, Any]) -> RunState:
+    """A fresh run at the node of the saved one, of its workflow or of the one given."""
+    fork = RunState.new(
+        workflow_id=saved.workflow_id, entry_node=saved.current_node, vars=kernel.forked_vars(saved, over)
+    )
+    fork.fingerprint, fork.workflow_version = saved.fingerprint, saved.workflow_version
     if workflow is None:
-        return saved
+        return fork
     if saved.current_node not in workflow.nodes:
         raise WorkflowChanged(
             f"Run {saved.run_id!r} stands at node {saved.current_node!r}, which workflow {workflow.workflow_id!r} does "
             "not have. Fork it with a graph that has this node, or at another snapshot."
         )
-    return replace(
-        saved,
-        workflow_id=workflow.workflow_id,
-        fingerprint=workflow.fingerprint,
-        workflow_version=workflow.version,
-    )
+    check_vars(workflow, fork.vars)
+    fork.workflow_id, fork.fingerprint = workflow.workflow_id, workflow.fingerprint
+    fork.workflow_version = workflow.version
+    return fork

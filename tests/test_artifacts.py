@@ -578,6 +578,51 @@ async def test_an_async_source_that_breaks_off_leaves_nothing(aio):
     assert (await aio.gc(grace_s=0))["blobs_total"] == 0
 
 
+async def test_a_stream_that_is_cancelled_leaves_nothing(aio, tmp_path):
+    begun = asyncio.Event()
+
+    async def endless():
+        yield b"x"
+        begun.set()
+        await asyncio.Event().wait()
+
+    storing = asyncio.create_task(aio.store_stream(endless()))
+    await begun.wait()
+    storing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await storing
+    assert await aio.list_all() == []
+    assert (await aio.gc(grace_s=0))["blobs_total"] == 0
+    assert not list((tmp_path / "artifacts").rglob("*.part"))
+
+
+async def test_a_reader_that_leaves_early_leaves_no_file_open(aio):
+    artifact_id = (await aio.store(b"x" * 100)).artifact_id
+    chunks = aio.iter_content(artifact_id, chunk_size=10)
+    assert await anext(chunks) == b"x" * 10
+    await chunks.aclose()  # else a warning, which is an error here
+
+    opening = asyncio.create_task(aio.open(artifact_id))
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others)
+
+    async def read():
+        return [chunk async for chunk in aio.iter_content(artifact_id, chunk_size=1)]
+
+    for delay in range(5):
+        reading = asyncio.create_task(read())
+        for _ in range(delay):
+            await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+
 async def test_a_store_is_the_store_of_its_async_twin(tmp_path):
     for sync in (InMemoryArtifactStore(), FileArtifactStore(tmp_path)):
         meta = await sync.aio.store(b"x")

@@ -138,6 +138,22 @@ async def test_the_runs_own_snapshots_and_ledger_keep_no_artifact(world: World):
     assert office.kept() == set()
 
 
+async def test_a_fork_is_whole_without_its_original(async_world: World):
+    shop, artifacts = Shop(), InMemoryArtifactStore()
+    runs, ledgers = async_world.stores()
+    rt = async_world.runtime(shop.handlers, stores=(runs, HashChainedLedgerStore(ledgers)), artifact_store=artifacts)
+    shared, own = (artifacts.store_text(text, run_id=RUN).artifact_id for text in ("shared", "own"))
+    await rt.start(workflow=shop.workflow, run_id=RUN, vars={"file": artifact_ref(shared)})
+    await shop.tick(rt)
+    fork = await rt.fork(RUN)
+    assert (await rt.delete_run(RUN, force=True)).artifacts == 1
+    assert (artifacts.exists(shared), artifacts.exists(own)) == (True, False)
+    await rt.tick(workflow=shop.workflow, run_id=fork)
+    end = await rt.resume(workflow=shop.workflow, run_id=fork, wait_key=None, payload="yes")
+    assert (end.status, end.output["file"], shop.done["pay"]) == (RunStatus.COMPLETED, artifact_ref(shared), 1)
+    assert (await rt.verify_ledger(fork))["ok"]
+
+
 async def test_more_runs_than_a_page_are_asked(async_world: World, monkeypatch):
     monkeypatch.setattr("abstractruntime.deleting._PAGE", 2)
     office = Office(async_world)

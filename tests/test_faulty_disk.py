@@ -22,7 +22,7 @@ from .checks import check_ledger
 from .faulty_disk_worker import stores
 from .scale import SOAK
 
-#: faults that a kind of store cannot meet: SQLite flushes with fdatasync and renames nothing, files the other way around
+#: faults that a kind of store cannot meet: SQLite flushes with fdatasync and renames nothing, files go the other way
 UNMET = {("sqlite", "fsync"), ("sqlite", "renames"), ("json", "fdatasync"), ("artifacts", "fdatasync")}
 
 ROOT = Path(__file__).parent.parent

@@ -165,6 +165,13 @@ def test_subruns_are_in_it_and_the_timeline_is_of_all(stores):
     assert list(export(stores, include_subruns=False)["ledgers"]) == ["r"]
 
 
+def test_runs_that_name_each_other_as_parents_are_told_once():
+    runs = InMemoryRunStore()
+    for run_id, parent in (("r", "a"), ("a", "r")):
+        runs.save(RunState.new(workflow_id="w", entry_node="n", run_id=run_id, parent_run_id=parent))
+    assert list(export((runs, InMemoryLedgerStore()))["ledgers"]) == ["r", "a"]
+
+
 def test_a_session_is_the_turns_of_its_root_runs(stores):
     clock = StillClock()
     for run_id, session, parent in (

@@ -32,6 +32,7 @@ from abstractruntime import (
     StoreError,
     UnknownRun,
     UnknownSnapshot,
+    UnsafeValue,
     WorkflowChanged,
     diff_snapshots,
 )
@@ -310,6 +311,9 @@ async def test_what_cannot_be_restored_is_refused_and_changes_nothing(world: Wor
         (InvalidSnapshot, RUN, Snapshot("s", RUN, run_state={})),
         (InvalidSnapshot, RUN, Snapshot("s", RUN, run_state={**bookmark.run_state, "workflow_id": "other"})),
         (ValueError, RUN, "../x"),
+        (UnsafeValue, RUN, Snapshot("s", RUN, run_state=bookmark.run_state, position=float("nan"))),  # type: ignore[arg-type]
+        (UnsafeValue, RUN, Snapshot("s", RUN, run_state=bookmark.run_state, name="\ud800")),
+        (ValueError, RUN, {"snapshot_id": "s"}),
     ):
         with pytest.raises(error):
             await rt.restore(run_id, what)
@@ -322,8 +326,9 @@ async def test_what_cannot_be_restored_is_refused_and_changes_nothing(world: Wor
     assert (without.snapshot_store, rt.snapshot_store) == (None, store)
     with pytest.raises(UnknownRun):
         await rt.snapshot_run("nobody", name="x")
-    with pytest.raises(ValueError, match="name"):
-        await rt.snapshot_run(RUN, name=5)
+    for one in (rt, without):
+        with pytest.raises(UnsafeValue, match="name"):
+            await one.snapshot_run(RUN, name=5)
 
 
 async def test_a_restored_run_never_stands_at_a_node_that_is_gone(world: World):

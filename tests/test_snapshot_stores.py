@@ -239,7 +239,7 @@ NO_RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "another run": ({**asdict(running()), "run_id": "other"}, "holds the state of run 'other'"),
     "no status": ({**asdict(running()), "status": "dancing"}, "holds no run"),
     "a wait without a reason": ({**asdict(running()), "status": "waiting", "waiting": {}}, "holds no run"),
-    "a wait without one": ({**asdict(running()), "status": "waiting"}, "is waiting and waits for nothing"),
+    "a wait without one": ({**asdict(running()), "status": "waiting"}, "holds a run that waits for nothing"),
     "no instant": (
         {**asdict(running()), "status": "waiting", "waiting": {"reason": "until", "until": "x"}},
         "holds no",
@@ -315,6 +315,15 @@ def test_all_stores_agree_with_a_plain_list(tmp_path_factory, doings, run_id, ta
             for snapshot_id in ("s1", "s2", "S1", "s9"):
                 loaded = one.load(snapshot_id)
                 assert told([loaded] if loaded else []) == told([held[snapshot_id]] if snapshot_id in held else [])
+
+
+def test_a_list_is_cut_at_its_limit_the_newest_first(store):
+    for number in range(4):
+        store.save(snapshot(f"s{number}", created_at=f"2026-01-0{1 + number % 2}T00:00:00.000000+00:00"))
+    for limit, expected in ((2, "13"), (3, "130"), (-5, "1"), (0, "1302"), (100, "1302")):
+        assert [one.snapshot_id for one in store.list(limit=limit)] == [f"s{number}" for number in expected]
+    assert store.list(run_id="r", limit=1) == store.list(limit=1)
+    assert store.list(run_id="") == []
 
 
 # Files
@@ -418,7 +427,7 @@ def test_a_disk_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, failing)
-        with pytest.raises(error, match=r"snapshot_s1\.json"):
+        with pytest.raises(error, match=tmp_path.name):
             store.save(snapshot(name="new"))
     assert [file.name for file in tmp_path.iterdir()] == ["snapshot_s1.json"]
     assert [one.name for one in store.list()] == ["old"]
@@ -457,7 +466,7 @@ def test_a_folder_that_cannot_be_flushed_is_told_as_unclear(tmp_path: Path, monk
             raise OSError(errno.EIO, "broken")
 
     monkeypatch.setattr(os, "fsync", failing)
-    with pytest.raises(StoreUnclear, match="may not survive a power cut"):
+    with pytest.raises(StoreUnclear, match="may be gone when the machine loses power now"):
         store.save(snapshot(name="new"))
 
 

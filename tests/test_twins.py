@@ -15,6 +15,20 @@ from abstractruntime.storage.artifacts import (
     FileArtifactStore,
     InMemoryArtifactStore,
 )
+from abstractruntime.storage.commands import (
+    AsyncInMemoryCommandCursorStore,
+    AsyncInMemoryCommandStore,
+    AsyncJsonFileCommandCursorStore,
+    AsyncJsonlCommandStore,
+    AsyncSqliteCommandCursorStore,
+    AsyncSqliteCommandStore,
+    InMemoryCommandCursorStore,
+    InMemoryCommandStore,
+    JsonFileCommandCursorStore,
+    JsonlCommandStore,
+    SqliteCommandCursorStore,
+    SqliteCommandStore,
+)
 from abstractruntime.storage.in_memory import (
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
@@ -68,6 +82,12 @@ PAIRS: list[tuple[type, type]] = [
     (InMemorySnapshotStore, AsyncInMemorySnapshotStore),
     (JsonSnapshotStore, AsyncJsonSnapshotStore),
     (SqliteSnapshotStore, AsyncSqliteSnapshotStore),
+    (InMemoryCommandStore, AsyncInMemoryCommandStore),
+    (JsonlCommandStore, AsyncJsonlCommandStore),
+    (SqliteCommandStore, AsyncSqliteCommandStore),
+    (InMemoryCommandCursorStore, AsyncInMemoryCommandCursorStore),
+    (JsonFileCommandCursorStore, AsyncJsonFileCommandCursorStore),
+    (SqliteCommandCursorStore, AsyncSqliteCommandCursorStore),
 ]
 #: what closing and `with` are called in the two worlds
 ASYNC_NAMES = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}

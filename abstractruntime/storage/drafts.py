@@ -108,14 +108,17 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def is_abandoned(draft: Path) -> bool:
-    """Whether a draft is there and nobody alive writes it."""
+@contextmanager
+def abandoned(draft: Path) -> Iterator[bool]:
+    """Whether a draft is there and nobody alive writes it; nobody begins to meanwhile."""
+    with os_errors(draft):
+        try:
+            descriptor = os.open(draft, os.O_RDWR)
+        except FileNotFoundError:  # it was published or removed
+            yield False
+            return
     try:
-        descriptor = os.open(draft, os.O_RDWR)
-    except FileNotFoundError:  # it was published or removed
-        return False
-    try:
-        return _reserve(descriptor)
+        yield _reserve(descriptor)
     finally:
         os.close(descriptor)
 

@@ -64,9 +64,13 @@ class UserPair:
         run_id = write.run.run_id
         if write.requests:
             raise StoreError("Requests to other runs need a run store and a ledger store that commit together.")
+        for other in write.also:  # first, so that a crash before its own state makes the step write them again
+            await self.commit(other)
         lock = self._locks.setdefault(run_id, asyncio.Lock())
         async with lock:
             found = await self.load(run_id)
+            if write.if_absent and found is not None:
+                return
             revision = found.run.revision if found else None
             if revision != write.expected:
                 raise RevisionConflict(run_id, write.expected or 0, revision)

@@ -20,6 +20,7 @@ from .control import (
     set_limits,
     unpause,
 )
+from .elsewhere import elsewhere
 from .moves import Answer, Ask, Busy, Later, Move, Perform, Rest, Wake, next_move
 from .parallel import (
     PARALLEL,
@@ -77,6 +78,7 @@ __all__ = [
     "complete",
     "create",
     "decide_unknown",
+    "elsewhere",
     "ended_record",
     "expire",
     "fail_node",

@@ -171,7 +171,12 @@ class AsyncArtifacts:
 
     async def open(self, artifact_id: str) -> BinaryIO:
         """See `ArtifactStore.open`. Reading the file blocks: do it in a thread, or use `iter_content`."""
-        return await self._run(self.sync.open, artifact_id)
+        opening = asyncio.ensure_future(self._run(self.sync.open, artifact_id))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
+            raise
 
     async def content_path(self, artifact_id: str) -> Path | None:
         """See `ArtifactStore.content_path`."""
@@ -331,3 +336,9 @@ class AsyncArtifacts:
         except asyncio.CancelledError:
             await finish(running, within=_CLEARS_UP_WITHIN)
             raise
+
+
+def _close_opened(opening: asyncio.Future[BinaryIO]) -> None:
+    """Nobody is left who could close the file."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

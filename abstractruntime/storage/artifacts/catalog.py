@@ -92,8 +92,8 @@ class Catalog:
             return {}
         try:
             return {name: Seen(stamp, decode_meta(data, self._refs / f"{name}{META}")) for name, stamp, data in rows}
-        except StoreCorrupt as error:
-            self._failed(error)
+        except StoreCorrupt:
+            self._failed("a row is damaged")
             return {}
 
     def _store(self, before: dict[str, Seen], now: dict[str, Seen]) -> None:
@@ -112,10 +112,10 @@ class Catalog:
         except sqlite3.DatabaseError as error:
             self._failed(error)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, problem: object) -> None:
         """A busy or full disk costs the next process time; a damaged file goes, so that the next is a sound one."""
-        log.warning("%s: the catalog could not be used (%s); the metadata files are read instead.", self._path, error)
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _PASSING:
+        log.warning("%s: the catalog could not be used (%s); the metadata files are read instead.", self._path, problem)
+        if getattr(problem, "sqlite_errorcode", 0) & 0xFF not in _PASSING:
             self._discard()
 
     def _discard(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..drafts import DRAFT, is_abandoned, os_errors
+from ..drafts import DRAFT, abandoned, os_errors
 from .disk import Place
 from .locks import Turns
 from .metas import Look, look
@@ -127,8 +127,9 @@ class _Sweep:
     def drafts(self, drafts: Iterable[Path]) -> None:
         """Delete drafts, except those whose writers live."""
         for path in drafts:
-            if is_abandoned(path):
-                self._delete(path)
+            with abandoned(path) as left:
+                if left:
+                    self._delete(path)
 
     def _delete(self, path: Path) -> bool:
         try:

@@ -82,7 +82,7 @@ class FileArtifactStore(KeptArtifacts):
     def iter_content(self, artifact_id: str, *, chunk_size: int = CHUNK) -> Generator[bytes, None, None]:
         """See `ArtifactStore.iter_content`."""
         meta, file = self._found(artifact_id)
-        with file:
+        with file, os_errors(self._place.blob(str(meta.blob_id))):
             yield from checked_chunks(file, artifact_id, meta.blob_id, chunk_size)
 
     def content_path(self, artifact_id: str) -> Path | None:

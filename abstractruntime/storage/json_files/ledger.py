@@ -40,14 +40,12 @@ class Ledger:
         data = files.read(path) or b""
         bad = self._scan(data)
         self._reconcile(beside or Beside(), bad)
+        #: says what a crash left at its end
+        self.torn = ""
         if self._end < len(data):
-            log.log(  # of another process it may be an append under way
-                logging.WARNING if owned else logging.DEBUG,
-                "%s: its last %d bytes are what a crash left of an append; they are no record: %.200r",
-                path,
-                len(data) - self._end,
-                data[self._end :],
-            )
+            self.torn = f"its last {len(data) - self._end} bytes are what a crash left of an append; they are no record"
+            # of another process it may be an append under way
+            log.log(logging.WARNING if owned else logging.DEBUG, "%s: %s", path, self.torn)
 
     @property
     def count(self) -> int:

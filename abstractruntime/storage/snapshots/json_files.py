@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from ...core.codec import encode
 from ...core.errors import StoreCorrupt, StoreUnclear
-from ...core.ids import new_id
 from ..base import checked_limit
-from ..sqlite.failures import translated_os
+from ..drafts import flush, make_folder, os_errors, write_file
 from .base import SnapshotStore, newest_created_first, snapshot_filter
 from .model import Snapshot, admitted, check_snapshot_id, decode_snapshot
 from .threaded import ThreadedSnapshotStore
@@ -43,7 +39,8 @@ class JsonSnapshotStore(SnapshotStore):
     def save(self, snapshot: Snapshot) -> None:
         """See `SnapshotStore.save`. Raises `StoreFull`, `StoreReadOnly` or another `StoreError` of the disk."""
         clean = admitted(snapshot)
-        _write_durably(self._path(clean.snapshot_id), msgspec.json.format(encode(clean), indent=2))
+        make_folder(self.base_dir, durable=True)
+        write_file(self._path(clean.snapshot_id), msgspec.json.format(encode(clean), indent=2), durable=True)
         snapshot.updated_at = clean.updated_at
 
     def load(self, snapshot_id: str) -> Snapshot | None:
@@ -55,13 +52,15 @@ class JsonSnapshotStore(SnapshotStore):
     def delete(self, snapshot_id: str) -> bool:
         """See `SnapshotStore.delete`."""
         path = self._path(snapshot_id)
+        with os_errors(path, "it cannot be deleted"):
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                return False
         try:
-            path.unlink()
-        except FileNotFoundError:
-            return False
+            flush(self.base_dir)
         except OSError as error:
-            raise translated_os(error, path, "it cannot be deleted") from error
-        _sync_folder(path)
+            raise StoreUnclear(f"{path}: it is deleted, but may be back after a power cut ({error}).") from error
         return True
 
     def list(
@@ -94,39 +93,8 @@ class AsyncJsonSnapshotStore(ThreadedSnapshotStore):
 
 
 def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise translated_os(error, path, "it cannot be read") from error
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{new_id()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise translated_os(error, path, "it cannot be written") from error
-    _sync_folder(path)
-
-
-def _sync_folder(path: Path) -> None:
-    """Make the name of a file as durable as what is in it."""
-    if sys.platform == "win32":  # folders cannot be opened there
-        return
-    try:
-        folder = os.open(path.parent, os.O_RDONLY)
+    with os_errors(path, "it cannot be read"):
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise StoreUnclear(f"{path}: the change is made, but may not survive a power cut ({error}).") from error
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None

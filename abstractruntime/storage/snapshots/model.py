@@ -85,13 +85,11 @@ class Snapshot(Struct, dict=True):
             if run.waiting is not None and run.waiting.until is not None:
                 run.waiting.until = iso(parse_instant(run.waiting.until))
         except REFUSALS as error:
-            raise InvalidSnapshot(f"{where} holds no run: {error}. Take a new one, or restore it from a backup.") from (
-                error
-            )
+            raise InvalidSnapshot(f"{where} holds no run: {error}. {_ADVICE}") from error
         if run.run_id != self.run_id:
             raise InvalidSnapshot(f"{where} is of run {self.run_id!r}, but holds the state of run {run.run_id!r}.")
-        if (run.status is RunStatus.WAITING) != (run.waiting is not None):
-            raise InvalidSnapshot(f"{where} holds a run that is {run.status} and {_waits(run)}.")
+        if run.status is RunStatus.WAITING and run.waiting is None:
+            raise InvalidSnapshot(f"{where} holds a run that waits for nothing. {_ADVICE}")
         return run
 
 
@@ -194,7 +192,3 @@ def _state_of(run: RunState) -> dict[str, Any]:
             state[name] = msgspec.to_builtins(value)
     clean: dict[str, Any] = admit(state, "run_state")
     return clean
-
-
-def _waits(run: RunState) -> str:
-    return "waits for nothing" if run.waiting is None else f"waits for {run.waiting.reason}"

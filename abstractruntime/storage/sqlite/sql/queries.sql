@@ -310,3 +310,26 @@ SELECT run, reason, wait_key, due FROM waits WHERE run = ?;
 
 -- name: all_records
 SELECT r.run_id, l.count, l.data FROM ledger l LEFT JOIN runs r ON r.id = l.run;
+
+-- name: seq_of_command
+SELECT seq FROM commands WHERE command_id = ?;
+
+-- name: insert_command
+INSERT INTO commands (command_id, run_id, type, ts, client_id, payload) VALUES (?, ?, ?, ?, ?, ?);
+
+-- name: commands_after
+SELECT seq, payload, command_id, run_id, type, ts, client_id FROM commands WHERE seq > ? ORDER BY seq LIMIT ?;
+
+-- name: last_command
+-- The highest number that was ever given, be the command still there or not.
+SELECT seq FROM sqlite_sequence WHERE name = 'commands';
+
+-- name: delete_commands_of_run
+DELETE FROM commands WHERE run_id = ?;
+
+-- name: cursor_of_consumer
+SELECT cursor FROM command_cursors WHERE consumer_id = ?;
+
+-- name: save_cursor
+INSERT INTO command_cursors (consumer_id, cursor, updated_at) VALUES (?, ?, ?)
+ON CONFLICT (consumer_id) DO UPDATE SET cursor = excluded.cursor, updated_at = excluded.updated_at;
