@@ -1,4 +1,6 @@
-"""Suites that hold a store of your own to what the runtime and its users rely on. They need pytest, and no plugin.
+"""Suites that hold a store of your own to what the runtime and its users rely on.
+
+They need pytest, which the extra `testing` brings, and no plugin of it.
 
 Subclass a suite in a test module, say how the store is made and which optional parts it has, and run pytest:
 
@@ -31,7 +33,7 @@ Every test has a folder and stores of its own.
 try:
     import pytest
 except ImportError as error:  # the base install has no test tools
-    raise ImportError("The conformance suites run under pytest: pip install pytest") from error
+    raise ImportError('The conformance suites run under pytest: pip install "abstractruntime[testing]"') from error
 
 # Asserts of test modules explain themselves; these are in modules of the package, so it has to be asked for.
 pytest.register_assert_rewrite(

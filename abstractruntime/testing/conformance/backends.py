@@ -60,12 +60,19 @@ def step(commit_id: str, number: int = 1, /, **fields: Any) -> StepRecord:
 class BackendTests(Suite):
     """The tests of `core.backend.Backend`, among those of pairs; all of them are about joint ones."""
 
+    backend: Backend
+
     def joint(self) -> Backend:
         """The backend of a joint pair."""
         self.needs(Capability.JOINT)
         runs, ledgers = self.store
         self.backend = join(runs, ledgers).stored
         return self.backend
+
+    def let_go(self) -> None:
+        """Close the pair, and hold neither it nor its backend any longer."""
+        vars(self).pop("backend", None)
+        super().let_go()
 
     def commit(self, one: Write) -> RunState:
         """Commit, and return the state as it is loaded then."""
@@ -222,7 +229,11 @@ class BackendTests(Suite):
         assert again == replace(run, records=4)
         new = self.commit(write(replace(again, commit_id="c2"), again, step("c2", 5)))
         assert (new.revision, new.records, self.ledger()) == (2, 5, [1, 2, 3, 4, 5])
-        self.lands_nothing(landing(again, "l3", step("l3", 6)))
+
+    def test_a_landing_on_a_state_that_moved_on_is_a_conflict(self) -> None:
+        run = self.begun(step("c1", 1))
+        self.commit(write(replace(run, commit_id="c2"), run))
+        self.lands_nothing(landing(run, "l1", step("l1", 2)))
 
     def test_a_standing_request_is_no_bar_to_a_landing(self) -> None:
         run, other = self._two_runs()
@@ -339,9 +350,8 @@ class BackendTests(Suite):
         assert self.do(backend.alive, "me", 0) is False
 
     def test_a_restart_keeps_commits_whole(self) -> None:
+        self.needs(Capability.PERSISTENT)
         run = self.begun(step("c1", 1))
-        if not self.has(Capability.PERSISTENT):
-            return
         run = self.commit(write(replace(run, commit_id="c2"), run, step("c2", 2), lookup_key="k"))
         other = self.commit(write(values.run("other", commit_id="o1")))
         run = self.commit(write(replace(run, commit_id="c3"), run, requests=(asked("other"),)))

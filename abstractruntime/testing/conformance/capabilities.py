@@ -23,8 +23,10 @@ class Capability(Enum):
     #: the ledger store reads on from a record
     LIST_AFTER = ("list_after", "list_after")
     #: it counts records without listing them
-    COUNT = ("count", "count", "count_many")
-    #: it sums up what records tell of calls and tokens
+    COUNT = ("count", "count")
+    #: those of several runs at once
+    COUNT_MANY = ("count_many", "count_many")
+    #: it sums up what the records of several runs tell of calls and tokens
     METRICS = ("metrics", "metrics_many")
     #: it chains records by their hashes
     CHAIN = ("chain",)

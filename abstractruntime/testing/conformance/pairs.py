@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import cached_property
 from typing import Any, ClassVar
 
 from ...core.models import Effect, RunState, RunStatus, StepPlan
@@ -53,25 +54,20 @@ class PairConformance(BackendTests):
 
     known: ClassVar = frozenset({Capability.JOINT, Capability.PERSISTENT})
 
+    @cached_property
     def performed(self) -> list[int]:
         """The amounts that the effects of this test were performed with, in order."""
-        if not hasattr(self, "_amounts"):
-            self._amounts: list[int] = []
-        return self._amounts
+        return []
 
     def runtime(self) -> AsyncRuntime:
         """A runtime on the stores as they are now."""
 
         def perform(run: RunState, effect: Effect, default_next_node: str | None) -> EffectOutcome:
-            self.performed().append(effect.payload["amount"])
+            self.performed.append(effect.payload["amount"])
             return EffectOutcome.completed({"paid": effect.payload["amount"]})
 
         runs, ledgers = self.store
         return AsyncRuntime(run_store=runs, ledger_store=ledgers, effect_handlers={EFFECT: perform})
-
-    def parts(self) -> dict[Capability, Any]:
-        """A pair has no part that is told by its methods."""
-        return {}
 
     def test_a_workflow_runs_to_its_end(self) -> None:
         run_id = self.do(self._to_the_question)
@@ -82,7 +78,7 @@ class PairConformance(BackendTests):
         run_id = self.do(self._to_the_question)
         if self.has(Capability.PERSISTENT):
             self.reopened()
-        assert self.performed() == [5]
+        assert self.performed == [5]
         run = self.do(self._answered, run_id)
         self._is_done(run)
 
@@ -108,7 +104,7 @@ class PairConformance(BackendTests):
     def _is_done(self, run: RunState) -> None:
         output = {"worked": {"paid": 5}, "answer": {"text": "yes"}, "worked_again": {"paid": 6}}
         assert (run.status, run.output) == (RunStatus.COMPLETED, output)
-        assert self.performed() == [5, 6]
+        assert self.performed == [5, 6]
         runs, ledgers = self.store
         stored = self.do(runs.load, run.run_id)
         assert (stored.status, stored.output, stored.vars["list"]) == (RunStatus.COMPLETED, output, [1])

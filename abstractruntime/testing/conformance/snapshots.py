@@ -156,7 +156,7 @@ class SnapshotStoreConformance(Suite):
         def work(writer: int) -> Work:
             for n in range(5):
                 snapshot = Snapshot(f"s{writer}.{n}", "r", run_state={"n": n})
-                assert (yield self.store.save, snapshot) is None
+                yield self.store.save, snapshot
 
         self.at_once(self.store.save, *(work(writer) for writer in range(4)))
         assert sorted(self.ids()) == [f"s{writer}.{n}" for writer in range(4) for n in range(5)]
