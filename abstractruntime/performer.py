@@ -16,13 +16,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from .attempts import Attempts, call_of, no_handler, nowhere, too_large
+from .children import Children
 from .core import kernel
 from .core.clock import Clock, iso
 from .core.codec import copy_of_run
 from .core.errors import RevisionConflict, StoreError, StoreTooLarge, UnknownRun
 from .core.journal import Journal
 from .core.leases import Flight, Leases
-from .core.models import Commit, Intent, RunState, RunStatus, StepPlan, StepRecord, StepStatus
+from .core.models import Commit, EffectType, Intent, RunState, RunStatus, StepPlan, StepRecord, StepStatus
 from .core.outcomes import CancelSignal, EffectOutcome
 from .core.shielding import finish
 from .others import commits_elsewhere
@@ -42,9 +43,17 @@ class Performer:
     """Performs the effects of one runtime's runs."""
 
     def __init__(
-        self, *, journal: Journal, leases: Leases, clock: Clock, attempts: Attempts, max_inline_backoff: float
+        self,
+        *,
+        journal: Journal,
+        leases: Leases,
+        clock: Clock,
+        attempts: Attempts,
+        children: Children,
+        max_inline_backoff: float,
     ) -> None:
         self._journal, self._leases, self._clock, self._attempts = journal, leases, clock, attempts
+        self._children = children
         self._max_inline_backoff = max_inline_backoff
         #: payloads with their secrets, by run and number, of effects that wait for another attempt of ours
         self._raw: dict[tuple[str, int], Raws] = {}
@@ -69,10 +78,12 @@ class Performer:
         reusable = self._attempts.may_repeat
         intent = kernel.intent_of(run, plan, effect, key, stamp)
         if reusable:
-            found = await self._settled_before(run.run_id, key)
+            found = await self._journal.settled(run.run_id, key)
             if found is not None:
                 return await self._journal.commit(kernel.reused(run, intent, found, stamp))
         handler = self._attempts.handler(effect.type)
+        if handler is None and effect.type is EffectType.START_SUBWORKFLOW:
+            return await self._children.start(run, intent, stamp, nodes, key if reusable else None)
         if handler is None:
             outcome = no_handler(effect)
         elif handler.inside:
@@ -102,7 +113,7 @@ class Performer:
         give_up: set[str] = set()
         if not intent.parts:
             if self._attempts.may_repeat:  # the end may be in the ledger although the state never heard of it
-                found = await self._settled_before(run.run_id, intent.key)
+                found = await self._journal.settled(run.run_id, intent.key)
                 if found is not None:
                     return await self._journal.commit(kernel.reused(run, intent, found, self.stamp()))
             kept = self._kept.pop(intent.step_id, None)
@@ -161,7 +172,7 @@ class Performer:
     ) -> tuple[Intent, tuple[StepRecord, ...]]:
         records: list[StepRecord] = []
         for part in intent.parts:
-            found = await self._settled_before(run.run_id, part.key)
+            found = await self._journal.settled(run.run_id, part.key)
             if found is not None:
                 intent, record = kernel.reuse(run, intent, part.seq, found, stamp)
                 records.append(record)
@@ -191,6 +202,7 @@ class Performer:
                 attempts=self._attempts,
                 clock=self._clock,
                 stamp=self.stamp,
+                answer=self._children.answer,
                 max_inline_backoff=self._max_inline_backoff,
                 too_late=self._too_late,
                 kept=self._kept,
@@ -259,7 +271,7 @@ class Performer:
 
     async def _answered(self, run: RunState, requests: Any) -> RunState | None:
         try:
-            return await self._journal.commit(kernel.answer(run, requests, self.stamp()))
+            return await self._journal.commit(await self._children.answer(run, requests, self.stamp()))
         except RevisionConflict:
             return None  # the settle finds out the same and reloads
 
@@ -290,11 +302,6 @@ class Performer:
                 return
             except RevisionConflict:
                 continue
-
-    async def _settled_before(self, run_id: str, key: str) -> StepRecord | None:
-        found = await self._journal.backend.find(run_id, key)
-        matching = [r for r in found if r.idempotency_key == key and r.status is StepStatus.COMPLETED and r.effect]
-        return matching[0] if matching else None
 
 
 def keep(kept: dict[str, EffectOutcome], step_id: str, outcome: EffectOutcome) -> None:

@@ -7,12 +7,13 @@ from types import TracebackType
 from typing import Any
 
 from .attempts import Attempts
+from .children import Children
 from .core import kernel
 from .core.capacity import Capacity
 from .core.clock import SYSTEM_CLOCK, Clock
 from .core.config import RuntimeConfig, apply_limit_updates
 from .core.errors import RevisionConflict, RunIdentityConflict, RunQuarantined, StaleResumeError
-from .core.ids import check_optional, check_run_id, check_text
+from .core.ids import check_optional, check_run_id
 from .core.journal import Journal
 from .core.leases import Leases
 from .core.models import Commit, RunState, RunStatus
@@ -26,6 +27,7 @@ from .effects.builtin import builtin_handlers
 from .effects.handlers import adapt
 from .engine import Engine
 from .following import FollowsLedgers
+from .holding import HoldsRuns
 from .managing import ManagesRuns
 from .node_errors import NodeErrors, OnNodeError
 from .performer import Performer
@@ -41,7 +43,7 @@ MAX_HANDLER_THREADS = 64
 _RUN_STEPS = 1000
 
 
-class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesRuns):
+class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRuns, DeletesRuns):
     """Runs workflows durably on an event loop.
 
     Every step of a run is one atomic commit of its state and its ledger; a run that waits costs nothing; any process
@@ -108,11 +110,19 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
             capacity=Capacity(effect_limits),
             whole=self._backend.atomic,
         )
+        children = Children(
+            journal=self._journal,
+            attempts=self._attempts,
+            config=self._config,
+            registry=lambda: self._workflow_registry,
+            run_store=run_store,
+        )
         self._performer = Performer(
             journal=self._journal,
             leases=self._leases,
             clock=self._clock,
             attempts=self._attempts,
+            children=children,
             max_inline_backoff=max_inline_backoff,
         )
         self._node_errors = NodeErrors(on_node_error, quarantine_after)
@@ -120,6 +130,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
             journal=self._journal,
             leases=self._leases,
             performer=self._performer,
+            children=children,
             clock=self._clock,
             context=self._ctx,
             max_inline_backoff=max_inline_backoff,
@@ -274,7 +285,8 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
 
         `wait_key=None` answers whatever waits. With a `resume_id`, the same answer given twice counts once. `actor_id`
         is kept in the record. Raises `StaleResumeError` (a ValueError) when the run does not wait for this,
-        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`.
+        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`. The result of a
+        subworkflow that the run has taken by itself meanwhile is no error: the run moves on as `tick` does.
         """
         answer = admit(payload, "payload")
         check_optional(resume_id, "resume_id")
@@ -292,39 +304,13 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
             try:
                 state = await self._engine.change(run_id, act, workflow)
             except StaleResumeError:
-                if lookup_key is None or not await self._answered_before(run_id, lookup_key, wait_key, answer):
+                before = lookup_key is not None and await self._answered_before(run_id, lookup_key, wait_key, answer)
+                if not (before or await self._ended_before(run_id, wait_key)):
                     raise
             else:
                 if max_steps <= 0:
                     return state
         return await self.tick(workflow=workflow, run_id=run_id, max_steps=max_steps)
-
-    async def cancel_run(self, run_id: str, *, reason: str | None = None, cancelled_by: str = "api") -> RunState:
-        """End the run as CANCELLED, also in the middle of an effect, whose handler is told to stop.
-
-        A run that has ended is returned unchanged. Raises `UnknownRun`.
-        """
-        check_optional(reason, "reason")
-        check_text(cancelled_by, "cancelled_by")
-        state = await self._engine.change(run_id, lambda run, stamp: kernel.cancel(run, reason, cancelled_by, stamp))
-        if state.status is RunStatus.CANCELLED:
-            self._leases.cancel_flight(run_id)
-        return state
-
-    async def pause_run(self, run_id: str, *, reason: str | None = None, actor_id: str | None = None) -> RunState:
-        """Hold the run: nothing moves it until `resume_run`. An effect in flight still lands its result.
-
-        Who asked and why is kept in `vars["_runtime"]["control"]`. No change for a run that has ended, is held, or
-        waits for a person. Raises `UnknownRun`.
-        """
-        check_optional(reason, "reason")
-        check_optional(actor_id, "actor_id")
-        return await self._engine.change(run_id, lambda run, stamp: kernel.pause(run, reason, stamp, by=actor_id))
-
-    async def resume_run(self, run_id: str, *, actor_id: str | None = None) -> RunState:
-        """Let a held run go on; it moves at its next tick. No change when it is not held. Raises `UnknownRun`."""
-        check_optional(actor_id, "actor_id")
-        return await self._engine.change(run_id, lambda run, stamp: kernel.unpause(run, stamp, by=actor_id))
 
     async def retry_run(
         self, run_id: str, *, reason: str | None = None, actor_id: str | None = None, force: bool = False
@@ -377,6 +363,15 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
                     "use a fresh resume_id for a fresh answer."
                 )
         return False
+
+    async def _ended_before(self, run_id: str, wait_key: str | None) -> bool:
+        """Whether this wait for a subworkflow has ended already."""
+        if wait_key is None or not wait_key.startswith("subworkflow:"):
+            return False
+        effects = [record.effect or {} for record in await self._backend.records(run_id)]
+        return any(
+            effect.get("type") == "resume" and effect["payload"].get("wait_key") == wait_key for effect in effects
+        )
 
     async def _is_newer(self, run_id: str, instant: str) -> bool:
         return (await self.get_state(run_id)).updated_at >= instant

@@ -216,7 +216,8 @@ class Runtime:
 
         `wait_key=None` answers whatever waits. With a `resume_id`, the same answer given twice counts once. `actor_id`
         is kept in the record. Raises `StaleResumeError` (a ValueError) when the run does not wait for this,
-        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`.
+        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`. The result of a
+        subworkflow that the run has taken by itself meanwhile is no error: the run moves on as `tick` does.
         """
         return drive(
             self.aio.resume,
@@ -229,24 +230,10 @@ class Runtime:
             actor_id=actor_id,
         )
 
-    def cancel_run(self, run_id: str, *, reason: str | None = None, cancelled_by: str = "api") -> RunState:
-        """End the run as CANCELLED, also in the middle of an effect, whose handler is told to stop.
-
-        A run that has ended is returned unchanged. Raises `UnknownRun`.
-        """
-        return drive(self.aio.cancel_run, run_id, reason=reason, cancelled_by=cancelled_by)
-
-    def pause_run(self, run_id: str, *, reason: str | None = None, actor_id: str | None = None) -> RunState:
-        """Hold the run: nothing moves it until `resume_run`. An effect in flight still lands its result.
-
-        Who asked and why is kept in `vars["_runtime"]["control"]`. No change for a run that has ended, is held, or
-        waits for a person. Raises `UnknownRun`.
-        """
-        return drive(self.aio.pause_run, run_id, reason=reason, actor_id=actor_id)
-
-    def resume_run(self, run_id: str, *, actor_id: str | None = None) -> RunState:
-        """Let a held run go on; it moves at its next tick. No change when it is not held. Raises `UnknownRun`."""
-        return drive(self.aio.resume_run, run_id, actor_id=actor_id)
+    cancel_run = twin(AsyncRuntime.cancel_run)
+    pause_run = twin(AsyncRuntime.pause_run)
+    resume_run = twin(AsyncRuntime.resume_run)
+    resume_subworkflow_parent = twin(AsyncRuntime.resume_subworkflow_parent)
 
     def retry_run(
         self, run_id: str, *, reason: str | None = None, actor_id: str | None = None, force: bool = False

@@ -1,11 +1,27 @@
 """The state machine of a run, pure: a state and a fact in, a `Commit` out.
 
-Nothing here awaits, reads a clock or sees a store. `moves` says what a run needs next, `steps` is the life of a step
-and `parallel` that of one with several effects, `attempts` what both are made of, `waits` how a run comes to wait
-and goes on, `control` what others do to it, `restore` the way back to an earlier state; `state` holds what they share.
+Nothing here awaits, reads a clock or sees a store. `moves` says what a run needs next, `steps` is the life of a step,
+`parallel` that of one with several effects and `children` that of one that starts other runs, `attempts` what they are
+made of, `waits` how a run comes to wait and goes on, `control` what others do to it, `restore` the way back to an
+earlier state; `orders`, `joins` and `outputs` are what a start of other runs asks for and gives; `state` holds what all
+share.
 """
 
-from .attempts import in_flight, span
+from .attempts import has_children, in_flight, span, waits_for_children
+from .children import (
+    Begin,
+    Done,
+    Open,
+    all_ended,
+    begin_children,
+    begin_more,
+    children_of,
+    collected,
+    foreign,
+    refused,
+    verdict,
+    wait_for_children,
+)
 from .control import (
     UNKNOWN_OUTCOME,
     adopt,
@@ -21,7 +37,8 @@ from .control import (
     unpause,
 )
 from .elsewhere import elsewhere
-from .moves import Answer, Ask, Busy, Later, Move, Perform, Rest, Wake, next_move
+from .moves import Answer, Ask, Busy, Collect, Later, Move, Perform, Rest, Wake, next_move
+from .orders import INHERITED, Order, order_of
 from .parallel import (
     PARALLEL,
     at_seq,
@@ -56,25 +73,36 @@ from .steps import (
 from .waits import check_answer, expire, resume, same_answer, wait_of
 
 __all__ = [
+    "INHERITED",
     "PARALLEL",
     "UNKNOWN_OUTCOME",
     "Answer",
     "Ask",
+    "Begin",
     "Busy",
+    "Collect",
+    "Done",
     "Later",
     "Move",
+    "Open",
+    "Order",
     "Perform",
     "Rest",
     "Stamp",
     "Wake",
     "adopt",
+    "all_ended",
     "answer",
     "ask_unknown",
     "at_seq",
+    "begin_children",
+    "begin_more",
     "begun_record",
     "cancel",
     "check_answer",
+    "children_of",
     "claim",
+    "collected",
     "complete",
     "create",
     "decide_unknown",
@@ -83,9 +111,11 @@ __all__ = [
     "expire",
     "fail_node",
     "failure_of",
+    "foreign",
     "fork",
     "forked_vars",
     "hand_back",
+    "has_children",
     "in_flight",
     "inside",
     "intent_of",
@@ -98,10 +128,12 @@ __all__ = [
     "next_move",
     "next_seq",
     "node_failed",
+    "order_of",
     "park",
     "pause",
     "promise",
     "quarantine",
+    "refused",
     "restore",
     "restore_seq",
     "resume",
@@ -116,5 +148,8 @@ __all__ = [
     "settle_all",
     "span",
     "unpause",
+    "verdict",
+    "wait_for_children",
     "wait_of",
+    "waits_for_children",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from ..models import TERMINAL, Intent, Request, RunState, RunStatus
+from .attempts import waits_for_children
 
 
 class Rest(Struct, frozen=True, gc=False):
@@ -42,7 +43,11 @@ class Ask(Struct, frozen=True, gc=False):
     """Nothing is in flight: ask the node."""
 
 
-Move = Rest | Later | Busy | Answer | Wake | Perform | Ask
+class Collect(Struct, frozen=True, gc=False):
+    """It has runs of its own under way: see how they stand."""
+
+
+Move = Rest | Later | Busy | Answer | Wake | Perform | Ask | Collect
 
 
 def next_move(run: RunState, *, now: str, requests: tuple[Request, ...] = (), held: bool = False) -> Move:
@@ -55,10 +60,14 @@ def next_move(run: RunState, *, now: str, requests: tuple[Request, ...] = (), he
         return Rest()
     if run.status is RunStatus.WAITING:
         until = run.waiting.until if run.waiting else None
-        return Wake() if until is not None and until <= now else Rest()
+        if until is not None and until <= now:
+            return Wake()
+        return Collect() if waits_for_children(run) else Rest()
     intent = run.intent
     if intent is None:
         return Ask()
+    if intent.children:
+        return Collect()
     if intent.token is not None:
         return Busy() if held else Perform(intent, lost=True)
     if intent.due is not None and intent.due > now:

@@ -10,6 +10,7 @@ from ..codec import canonical
 from ..errors import InvalidAnswer, RunPaused, StaleResumeError
 from ..models import Commit, Intent, RunState, RunStatus, StepRecord, WaitReason, WaitState
 from ..vars import write_path
+from .outputs import tool_answer
 from .state import Stamp, commit, finished, next_state, restore_seq, run_record, seq_of
 
 #: where an answer that must be one of `choices` is looked for, in this order
@@ -64,7 +65,7 @@ def resume(
     """Deliver the answer: it is written at the wait's `result_key` and the run goes on behind the wait."""
     wait = wait_of(run, wait_key)
     check_answer(wait, payload)
-    return _deliver(run, wait, payload, stamp, {"resumed": True}, actor_id=actor_id, lookup_key=lookup_key)
+    return deliver(run, wait, payload, stamp, {"resumed": True}, actor_id=actor_id, lookup_key=lookup_key)
 
 
 def expire(run: RunState, stamp: Stamp) -> Commit:
@@ -75,7 +76,7 @@ def expire(run: RunState, stamp: Stamp) -> Commit:
         payload: dict[str, Any] = {"until": wait.until, "ready": True}
     else:
         payload = {"timed_out": True, "until": wait.until}
-    return _deliver(run, wait, payload, stamp, {"resumed": True, "by": "timer"})
+    return deliver(run, wait, payload, stamp, {"resumed": True, "by": "timer"})
 
 
 def same_answer(record: StepRecord, wait_key: str | None, payload: Any) -> bool:
@@ -84,7 +85,7 @@ def same_answer(record: StepRecord, wait_key: str | None, payload: Any) -> bool:
     return canonical(delivered.get("payload")) == canonical(payload)
 
 
-def _deliver(
+def deliver(
     run: RunState,
     wait: WaitState,
     payload: Any,
@@ -94,9 +95,10 @@ def _deliver(
     actor_id: str | None = None,
     lookup_key: str | None = None,
 ) -> Commit:
-    vars = run.vars
-    if wait.result_key and payload is not None:
-        vars = restore_seq(write_path(vars, wait.result_key, payload), seq_of(run.vars))
+    """Write what came at the wait's `result_key`, and go on behind it."""
+    vars, value = run.vars, tool_answer(wait, payload)
+    if wait.result_key and value is not None:
+        vars = restore_seq(write_path(vars, wait.result_key, value), seq_of(run.vars))
     new = next_state(run, stamp, vars)
     reason = str(wait.reason)
     delivered = {
@@ -117,7 +119,8 @@ def _deliver(
     )
     if wait.resume_to_node is None:
         via = {"via": "resume", "wait_reason": reason, "wait_key": wait.wait_key}
-        output = {"success": True, "result": payload}
+        output = {"success": True, "result": value}
         return commit(run, new, record, *finished(new, run.current_node, output, stamp, **via), lookup_key=lookup_key)
     new.status, new.waiting, new.current_node = RunStatus.RUNNING, None, wait.resume_to_node
+    new.intent = None  # of runs that it has started: their end is not waited for any more
     return commit(run, new, record, lookup_key=lookup_key)
