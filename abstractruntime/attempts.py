@@ -16,7 +16,7 @@ from .core import portal
 from .core.capacity import Capacity
 from .core.classify import is_retryable, retry_after
 from .core.clock import Clock
-from .core.errors import SecretUnavailable, StoreError, StoreTooLarge
+from .core.errors import SecretUnavailable, StoreError, StoreTooLarge, UnknownRun
 from .core.ids import check_text
 from .core.models import Effect, Intent, RunState
 from .core.outcomes import CancelSignal, EffectCall, EffectOutcome
@@ -102,6 +102,10 @@ class Attempts:
             log.info("The handler of %s raised", call.effect.type, exc_info=error if not hidden else None)
             value = await self._failure(call.effect, error)
         outcome = checked_outcome(value, nodes, hidden)
+        if any(other.run_id == call.run.run_id for other in outcome.elsewhere):  # of which this run is none
+            own = [change for other in outcome.elsewhere if other.run_id == call.run.run_id for change in other.changes]
+            others = tuple(other for other in outcome.elsewhere if other.run_id != call.run.run_id)
+            outcome = replace(outcome, changes=(*outcome.changes, *own), elsewhere=others)
         if outcome.requests and not self._whole:
             return EffectOutcome.failed("Requests to other runs need stores that commit together", retryable=False)
         return outcome
@@ -152,6 +156,11 @@ def no_handler(effect: Effect) -> EffectOutcome:
 def too_large(error: StoreTooLarge) -> EffectOutcome:
     """The outcome of an effect whose result the store cannot hold: the same next time, so it is not tried again."""
     return EffectOutcome.failed(f"The result cannot be stored: {error}", retryable=False)
+
+
+def nowhere(error: UnknownRun) -> EffectOutcome:
+    """The outcome of an effect that writes to a run which is not there."""
+    return EffectOutcome.failed(f"The effect writes to another run: {error}", retryable=False)
 
 
 def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: CancelSignal, now: str) -> EffectCall:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from .core.errors import StoreTooLarge
 from .core.kernel import Stamp
-from .core.models import Request, RunState, StepRecord
+from .core.models import Elsewhere, Request, RunState, StepRecord
 from .core.shielding import finish
 
 #: seconds that a landing on its way may take after the step was cancelled
@@ -22,6 +22,7 @@ class Landing(Struct, frozen=True, gc=False):
     record: Callable[[RunState, Stamp], StepRecord]
     requests: tuple[Request, ...] = ()
     lookup_key: str | None = None
+    elsewhere: tuple[Elsewhere, ...] = ()
 
 
 class Landings:
@@ -51,8 +52,8 @@ class Landings:
 
     async def _drain(self) -> None:
         while self._queue:
-            alone = self._singly or self._queue[0][0].lookup_key is not None  # a commit has one key to be found by
-            some = self._queue[:1] if alone else [pair for pair in self._queue if pair[0].lookup_key is None]
+            alone = self._singly or _goes_alone(self._queue[0][0])
+            some = self._queue[:1] if alone else [pair for pair in self._queue if not _goes_alone(pair[0])]
             self._queue = [pair for pair in self._queue if pair not in some]
             error: BaseException | None = None
             try:
@@ -67,3 +68,8 @@ class Landings:
             for _, future in some:
                 if not future.done():
                     future.set_result(None) if error is None else future.set_exception(error)
+
+
+def _goes_alone(landing: Landing) -> bool:
+    """A commit has one key to be found by, and writes another run once."""
+    return landing.lookup_key is not None or bool(landing.elsewhere)

@@ -12,16 +12,19 @@ from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 from typing import Any
 
-from .attempts import Attempts, too_large
+from msgspec.structs import replace
+
+from .attempts import Attempts, nowhere, too_large
 from .core import kernel
 from .core.clock import Clock, iso, parse_instant
 from .core.codec import copy_of_run
-from .core.errors import RevisionConflict, StoreError, StoreTooLarge
+from .core.errors import RevisionConflict, StoreError, StoreTooLarge, UnknownRun
 from .core.journal import Journal
 from .core.leases import Flight
-from .core.models import Commit, Intent, RunState
+from .core.models import Commit, Elsewhere, Intent, RunState
 from .core.outcomes import CancelSignal, EffectOutcome
 from .landings import Landing, Landings
+from .others import commits_elsewhere
 
 log = logging.getLogger("abstractruntime")
 
@@ -172,6 +175,9 @@ class ParallelStep:
         try:
             await landing
             return True
+        except UnknownRun as error:
+            assert part is not None
+            return await self._landed(self._landings.add(self._ended(part, nowhere(error), None)), part)
         except StoreError as error:
             if part is not None and outcome is not None:
                 if isinstance(error, StoreTooLarge) and outcome.status != "failed":
@@ -193,6 +199,7 @@ class ParallelStep:
             lambda run, stamp: kernel.ended_record(run, part, outcome, stamp, retry_at=retry_at),
             outcome.requests if completed else (),
             part.key if completed and self._attempts.may_repeat else None,
+            outcome.elsewhere if completed else (),
         )
 
     def _part_now(self, seq: int) -> Intent:
@@ -206,14 +213,20 @@ class ParallelStep:
             records = tuple(landing.record(run, stamp) for landing in landings)
             return kernel.landing(run, records, requests, stamp, lookup_key=lookup_key)
 
-        await self._committed(commit)
+        await self._committed(commit, tuple(other for landing in landings for other in landing.elsewhere))
 
-    async def _committed(self, make: Callable[[RunState, kernel.Stamp], Commit]) -> RunState:
+    async def _committed(
+        self, make: Callable[[RunState, kernel.Stamp], Commit], elsewhere: tuple[Elsewhere, ...] = ()
+    ) -> RunState:
         """Make the commit from the run as it is, again after each conflict while the claim is still ours."""
         while True:
             try:
                 _ = self._intent  # or it is gone
-                self._run = await self._journal.commit(make(self._run, self._stamp()))
+                stamp = self._stamp()
+                commit = make(self._run, stamp)
+                if elsewhere:
+                    commit = replace(commit, also=await commits_elsewhere(self._journal, elsewhere, stamp))
+                self._run = await self._journal.commit(commit)
                 return self._run
             except RevisionConflict:
                 await self._reload()

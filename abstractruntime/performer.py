@@ -13,16 +13,19 @@ from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
-from .attempts import Attempts, call_of, no_handler, too_large
+from msgspec.structs import replace
+
+from .attempts import Attempts, call_of, no_handler, nowhere, too_large
 from .core import kernel
 from .core.clock import Clock, iso
 from .core.codec import copy_of_run
-from .core.errors import RevisionConflict, StoreError, StoreTooLarge
+from .core.errors import RevisionConflict, StoreError, StoreTooLarge, UnknownRun
 from .core.journal import Journal
 from .core.leases import Flight, Leases
-from .core.models import Intent, RunState, RunStatus, StepPlan, StepRecord, StepStatus
+from .core.models import Commit, Intent, RunState, RunStatus, StepPlan, StepRecord, StepStatus
 from .core.outcomes import CancelSignal, EffectOutcome
 from .core.shielding import finish
+from .others import commits_elsewhere
 from .parallel import ParallelStep
 from .plans import Raws
 
@@ -84,7 +87,10 @@ class Performer:
                 )
         lookup_key = key if reusable and outcome.status == "completed" else None
         try:
-            return await self._journal.commit(kernel.inside(run, intent, outcome, stamp, lookup_key=lookup_key))
+            made = kernel.inside(run, intent, outcome, stamp, lookup_key=lookup_key)
+            return await self._journal.commit(await self._with_others(made, outcome, stamp))
+        except UnknownRun as error:
+            return await self._journal.commit(kernel.inside(run, intent, nowhere(error), stamp))
         except StoreTooLarge as error:
             return await self._journal.commit(kernel.inside(run, intent, too_large(error), stamp))
 
@@ -222,7 +228,8 @@ class Performer:
                 stamp = self.stamp()
                 try:
                     if pause is None:
-                        return await self._journal.commit(kernel.settle(run, outcome, stamp, lookup_key=lookup_key))
+                        settled = kernel.settle(run, outcome, stamp, lookup_key=lookup_key)
+                        return await self._journal.commit(await self._with_others(settled, outcome, stamp))
                     due = iso(self._clock.now() + timedelta(seconds=pause))
                     return await self._journal.commit(kernel.retry(run, outcome, due, stamp))
                 except RevisionConflict:
@@ -234,6 +241,8 @@ class Performer:
                         run = await self._answered(run, loaded.requests) or run
                         if run.intent is None:
                             return await self._too_late(run, intent, outcome)
+        except UnknownRun as error:
+            return await self._settle(run, intent, nowhere(error))
         except StoreTooLarge as error:
             if outcome.status == "failed":
                 raise
@@ -241,6 +250,12 @@ class Performer:
         except StoreError:
             keep(self._kept, intent.step_id, outcome)
             raise
+
+    async def _with_others(self, commit: Commit, outcome: EffectOutcome, stamp: kernel.Stamp) -> Commit:
+        """The commit with the other runs that the outcome writes to, as they are now."""
+        if not outcome.elsewhere:
+            return commit
+        return replace(commit, also=await commits_elsewhere(self._journal, outcome.elsewhere, stamp))
 
     async def _answered(self, run: RunState, requests: Any) -> RunState | None:
         try:

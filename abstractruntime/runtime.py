@@ -21,10 +21,12 @@ from .core.secrets import Secrets, admit
 from .core.spec import DefaultRunContext, RunContext, WorkflowSpec
 from .core.threads import WorkerThreads
 from .core.typed import check_vars
+from .deleting import DeletesRuns
 from .effects.builtin import builtin_handlers
 from .effects.handlers import adapt
 from .engine import Engine
 from .following import FollowsLedgers
+from .managing import ManagesRuns
 from .node_errors import NodeErrors, OnNodeError
 from .performer import Performer
 from .reading import ReadsRuns
@@ -39,7 +41,7 @@ MAX_HANDLER_THREADS = 64
 _RUN_STEPS = 1000
 
 
-class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers):
+class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesRuns):
     """Runs workflows durably on an event loop.
 
     Every step of a run is one atomic commit of its state and its ledger; a run that waits costs nothing; any process
@@ -60,6 +62,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers):
             `"fail"` (the run fails), or a function of run and error that says one of the two.
         quarantine_after: a run is set apart as FAILED, with a reason in `state.quarantined`, when a node of it raises
             so often in a row, or when it fails for the so-manyth time although it was retried.
+        snapshot_store: where `snapshot_run` saves, sync or async; `restore` and `fork` find snapshots there by id.
 
     >>> async with AsyncRuntime(run_store=runs, ledger_store=ledger) as rt:
     ...     state = await rt.run(workflow, vars={"task": "sum up"})
@@ -83,7 +86,9 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers):
         effect_limits: Mapping[str, int] | None = None,
         on_node_error: OnNodeError = "raise",
         quarantine_after: int | None = None,
+        snapshot_store: Any = None,
     ) -> None:
+        self._snapshot_store = snapshot_store
         self._run_store, self._ledger_store = run_store, ledger_store
         self._clock = clock or SYSTEM_CLOCK
         self._ctx: RunContext = context if context is not None else DefaultRunContext(self._clock)

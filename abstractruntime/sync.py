@@ -59,6 +59,7 @@ class Runtime:
         effect_limits: Mapping[str, int] | None = None,
         on_node_error: OnNodeError = "raise",
         quarantine_after: int | None = None,
+        snapshot_store: Any = None,
     ) -> None:
         self.aio = AsyncRuntime(
             run_store=run_store,
@@ -76,6 +77,7 @@ class Runtime:
             effect_limits=effect_limits,
             on_node_error=on_node_error,
             quarantine_after=quarantine_after,
+            snapshot_store=snapshot_store,
         )
 
     def __enter__(self) -> Runtime:
@@ -125,6 +127,11 @@ class Runtime:
     def config(self) -> RuntimeConfig:
         """The configuration that new runs are seeded with."""
         return self.aio.config
+
+    @property
+    def snapshot_store(self) -> Any:
+        """The snapshot store as given."""
+        return self.aio.snapshot_store
 
     @property
     def _run_store(self) -> Any:  # programs in the field read this name
@@ -251,6 +258,13 @@ class Runtime:
         `quarantine_after`, has now failed too often; `force=True` retries it all the same. Raises `UnknownRun`.
         """
         return drive(self.aio.retry_run, run_id, reason=reason, actor_id=actor_id, force=force)
+
+    # -- managing whole runs
+
+    snapshot_run = twin(AsyncRuntime.snapshot_run)
+    restore = twin(AsyncRuntime.restore)
+    fork = twin(AsyncRuntime.fork)
+    delete_run = twin(AsyncRuntime.delete_run)
 
     # -- looking at runs
 

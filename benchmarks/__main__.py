@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
 
-from . import facade, imports, lives, long_runs, recovery, steps, table
+from . import facade, imports, lives, long_runs, recovery, steps, stores, table
 
 #: the size of a quick benchmark, relative to a full one
 _QUICK = 0.02
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _rows(folder: Path, rounds: int, scale: float) -> Iterator[table.Row]:
     yield from steps.rows(folder, rounds=rounds, scale=scale)
+    yield from stores.rows(folder, rounds=rounds, scale=scale)
     yield from lives.rows(folder, rounds=rounds, scale=scale)
     yield from long_runs.rows(folder, rounds=rounds, scale=scale)
     yield from recovery.rows(folder, rounds=rounds, scale=scale)

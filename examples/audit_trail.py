@@ -9,6 +9,7 @@ else cuts off its end. Both are found, the second because the run's checkpoint h
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -74,9 +75,10 @@ def main(folder: Path) -> None:
         with closing(database.connection()) as sql:
             rows = sql.execute("SELECT id, data FROM ledger ORDER BY id").fetchall()
             row, data = next((row, data) for row, data in rows if b'"paid":100' in data)
-            sql.execute("UPDATE ledger SET data = ? WHERE id = ?", (data.replace(b"100", b"999"), row))
+            forged = re.sub(rb'"crc":"\w+",', b"", data).replace(b"100", b"999")  # without the checksum of the bytes
+            sql.execute("UPDATE ledger SET data = ? WHERE id = ?", (forged, row))
             tell(rt, "with another amount")
-            print(f"  it says now: {json.loads(data.replace(b'100', b'999'))[-1]['result']}")
+            print(f"  it says now: {json.loads(forged)[-1]['result']}")
             sql.execute("UPDATE ledger SET data = ? WHERE id = ?", (data, row))
             sql.execute("DELETE FROM ledger WHERE id = ?", (rows[-1]["id"],))
             tell(rt, "without its end")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import collections
 import enum
 import hashlib
+import itertools
 import json
 import math
+import re
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -385,8 +387,33 @@ def test_a_record_is_shown_with_every_field_as_plain_json():
 
 
 def test_fields_of_a_later_version_are_passed_over():
-    data = encode({**json.loads(encode_run(a_run())), "invented_later": {"x": 1}})
-    assert decode_run(data, "r") == a_run()
+    stored = json.loads(encode_run(a_run()))
+    del stored["crc"]
+    assert decode_run(encode({**stored, "invented_later": {"x": 1}}), "r") == a_run()
+
+
+def test_every_flipped_bit_of_what_is_stored_is_found():
+    """In the name or the digits of the checksum too; a name that is none any more is a field that is passed over."""
+    run, records = a_run(), [StepRecord("r", "r:1.1", "n", StepStatus.COMPLETED, result={"a": [1, "ä"]})]
+    for data, decoded, same in (
+        (encode_run(run), decode_run, run),
+        (encode_records(records), decode_records, records),
+    ):
+        for position, bit in itertools.product(range(len(data)), range(8)):
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << bit
+            try:
+                found: Any = decoded(bytes(flipped), "r")
+            except StoreCorrupt:
+                continue
+            assert found == same, f"bit {bit} of byte {position}"
+            assert position < 17
+
+
+def test_what_was_stored_without_a_checksum_is_read():
+    plain = re.sub(rb'"crc":"\w{8}",', b"", encode_run(a_run()))
+    assert b"crc" not in plain
+    assert decode_run(plain, "r") == a_run()
 
 
 def test_a_run_of_the_thirteen_documented_fields_reads_back_with_defaults_for_the_rest():

@@ -50,6 +50,18 @@ SAYS = {
         r"process 2 \| west: attempt 2, key \w+",
         r"process 2 \| completed: \{'shop': 'south', 'price': 39\}",
     ],
+    "snapshots.py": [
+        r"Publish\? -> no: completed \{'draft': 'draft 1', 'published': False\}",
+        r"restored to 'before the answer': waiting, Publish\?",
+        r"the old question is void: wait_key mismatch: .*",
+        r"Publish\? -> yes: completed \{'draft': 'draft 1', 'published': True\}",
+        r"fork: Publish\? -> yes: completed \{'draft': 'another draft', 'published': True\}",
+        r"drafts written: 1",
+        r"  changed /output/draft: 'draft 1' -> 'another draft'",
+        r"  changed /vars/draft: 'draft 1' -> 'another draft'",
+        r"  1 fork of essay at record 4",
+        r"deleted: 1 run with 11 records and 2 snapshots",
+    ],
     "backup.py": [
         r"copied: runs\.db, while 10 effects are in flight",
         r"the database: 10 runs completed, attempt 1",
@@ -68,6 +80,13 @@ SAYS = {
         r"refused: 'maybe' is not one of the choices .*",
         r"completed: \{'decision': 'approve', 'by_silence': False\}",
         r"completed: \{'decision': 'reject', 'by_silence': True\}",
+    ],
+    "artifacts.py": [
+        r"completed: the run holds a ref of \d\d characters",
+        r"found: a report of 5200000 bytes, text/plain",
+        r"read: 200000 lines",
+        r"deleted: 1 artifact of the run",
+        r"collected: 5200000 bytes",
     ],
 }
 

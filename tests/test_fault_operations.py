@@ -29,6 +29,7 @@ from abstractruntime import (
     EffectOutcome,
     RunState,
     RunStatus,
+    Snapshot,
     SqliteDatabase,
     StaleResumeError,
     StepPlan,
@@ -92,6 +93,9 @@ class Host:
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.path, self.clock, self.outside = kind, folder / "runs.db", StillClock(), Outside()
+        #: the run that is brought to its end: RUN, or what was made of it
+        self.run_id = RUN
+        self.bookmark: Snapshot | None = None
         self._memory = (AsyncInMemoryRunStore(), AsyncInMemoryLedgerStore())
         self._databases: list[SqliteDatabase] = []
         self.workflow = flow(
@@ -139,7 +143,7 @@ class Host:
         await self.rt.start(workflow=self.workflow, run_id=RUN, vars={"given": 1})
 
     async def tick(self, steps: int = 1) -> RunState:
-        return await self.rt.tick(workflow=self.workflow, run_id=RUN, max_steps=steps)
+        return await self.rt.tick(workflow=self.workflow, run_id=self.run_id, max_steps=steps)
 
     async def go_to(self, node: str) -> RunState:
         """Move the run to this node; one that no other node leads to is reached by a host's save."""
@@ -160,15 +164,15 @@ class Host:
     async def answer(self, state: RunState, resume_id: str | None = None) -> RunState:
         key = state.waiting.wait_key if state.waiting else None
         return await self.rt.resume(
-            workflow=self.workflow, run_id=RUN, wait_key=key, payload="yes", max_steps=0, resume_id=resume_id
+            workflow=self.workflow, run_id=self.run_id, wait_key=key, payload="yes", max_steps=0, resume_id=resume_id
         )
 
     async def to_the_end(self) -> RunState:
         await self.begin()
         for _ in range(30):
-            state = await self.rt.get_state(RUN)
+            state = await self.rt.get_state(self.run_id)
             if state.paused:
-                await self.rt.resume_run(RUN)
+                await self.rt.resume_run(self.run_id)
             elif state.waiting is not None and state.waiting.until is None:
                 await self.answer(state)
             else:
@@ -269,6 +273,24 @@ async def close_in_mid_effect(host: Host) -> None:
         await asyncio.wait((tick, entered))
 
 
+async def answered_wrongly(host: Host) -> None:
+    """The run has moved on since it was bookmarked, and done one effect more."""
+    await waiting(host)
+    host.bookmark = await host.rt.snapshot_run(RUN, name="before the answer")
+    await host.answer(await host.rt.get_state(RUN))
+    await host.tick()
+
+
+async def restore(host: Host) -> None:
+    assert host.bookmark is not None
+    await host.rt.restore(RUN, host.bookmark, reason="wrong")
+
+
+async def fork(host: Host) -> None:
+    """What counts from then on is the fork; its original is left where it stands."""
+    host.run_id = await host.rt.fork(RUN, at=host.bookmark, vars={"given": 2}, new_run_id="fork")
+
+
 async def nothing(host: Host) -> None:
     """A run that does not exist yet."""
 
@@ -294,6 +316,8 @@ OPERATIONS: dict[str, Operation] = {
     "a release": Operation(held, lambda host: host.rt.resume_run(RUN)),
     "new limits": Operation(waiting, lambda host: host.rt.update_limits(RUN, {"max_iterations": 7})),
     "a save": Operation(waiting, save),
+    "a restore": Operation(answered_wrongly, restore),
+    "a fork": Operation(answered_wrongly, fork),
     "a close in mid effect": Operation(lambda host: host.go_to("slow"), close_in_mid_effect, reusable=False),
 }
 #: in memory a save is no call of the backend
@@ -310,7 +334,7 @@ class End(NamedTuple):
 
 async def end_of(host: Host) -> End:
     state = await host.attended(host.to_the_end())
-    ledger = await host.rt.get_ledger(RUN)
+    ledger = await host.rt.get_ledger(host.run_id)
     if state.status is not RunStatus.FAILED:
         check_ledger(state, ledger)
     runtime = {name: value for name, value in state.vars["_runtime"].items() if name != "control"}

@@ -7,16 +7,21 @@ error, or it is lost with an error. After it a new runtime on the same stores ta
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from abstractruntime import (
+    AsyncHashChainedLedgerStore,
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
     AsyncJsonFileRunStore,
     AsyncJsonlLedgerStore,
+    AsyncObservableLedgerStore,
+    AsyncOffloadingLedgerStore,
+    AsyncOffloadingRunStore,
     AsyncRuntime,
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
@@ -31,9 +36,12 @@ from abstractruntime import (
     SqliteDatabase,
     StepPlan,
     WorkflowSpec,
+    verify_ledger_chain,
 )
+from abstractruntime.core.codec import record_dict
 from abstractruntime.core.models import TERMINAL
-from abstractruntime.storage.user_pair import join_stores
+from abstractruntime.storage.artifacts import InMemoryArtifactStore
+from abstractruntime.storage.joining import join
 
 from .checks import check_ledger, shape
 from .clocks import StillClock
@@ -193,11 +201,36 @@ class RetryOnce(RetryPolicy):
         return 1.0
 
 
+def chained(runs: Any, ledgers: Any, artifacts: Any) -> tuple[Any, Any]:
+    return runs, AsyncHashChainedLedgerStore(ledgers)
+
+
+def offloaded(runs: Any, ledgers: Any, artifacts: Any) -> tuple[Any, Any]:
+    """Nearly everything is large."""
+    options = {"artifact_store": artifacts, "max_inline_bytes": 20}
+    return AsyncOffloadingRunStore(runs, **options), AsyncOffloadingLedgerStore(ledgers, **options)
+
+
+def every_layer(runs: Any, ledgers: Any, artifacts: Any) -> tuple[Any, Any]:
+    runs, ledgers = offloaded(runs, AsyncObservableLedgerStore(AsyncHashChainedLedgerStore(ledgers)), artifacts)
+    return runs, AsyncObservableLedgerStore(ledgers)
+
+
+STACKS: dict[str, Callable[[Any, Any, Any], tuple[Any, Any]]] = {
+    "": lambda runs, ledgers, artifacts: (runs, ledgers),
+    "chained": chained,
+    "offloaded": offloaded,
+    "every layer": every_layer,
+}
+
+
 class World:
     """Stores that outlive processes, of one kind, with the bank beside them."""
 
     def __init__(self, kind: str, folder: Path) -> None:
-        self.kind, self.path = kind, folder / "runs.db"
+        self.kind, self.path = kind.partition(" ")[0], folder / "runs.db"
+        self.decorate = STACKS[kind.partition(" ")[2]]
+        self._artifacts = InMemoryArtifactStore()
         self.bank, self.clock = Bank(), StillClock()
         self._memory = (AsyncInMemoryRunStore(), AsyncInMemoryLedgerStore())
         self._databases: list[SqliteDatabase] = []
@@ -217,7 +250,7 @@ class World:
     async def live(self, *, at: int = 0, mode: str = "die_before") -> FaultyBackend:
         runs, ledgers = self.stores()
         faulty = FaultyRunStore(runs, at=at, mode=mode)
-        process = Process(faulty, ledgers, self.bank, self.clock)
+        process = Process(*self.decorate(faulty, ledgers, self._artifacts), self.bank, self.clock)
         try:
             await process.live()
         except ProcessDied:
@@ -226,11 +259,15 @@ class World:
         return faulty.backend
 
     async def read(self, run_id: str) -> tuple[RunState, list[dict[str, Any]]]:
-        runs, ledgers = self.stores()
-        backend = join_stores(runs, ledgers)
+        joined = join(*self.decorate(*self.stores(), self._artifacts))
+        backend = joined.resolving or joined.stored
         loaded = await backend.load(run_id)
         assert loaded is not None
-        return loaded.run, await ledgers.list(run_id)
+        ledger = [record_dict(record) for record in await joined.stored.records(run_id)]
+        if joined.layers.chain:
+            report = verify_ledger_chain(ledger, head=loaded.run.chain_head, count=loaded.run.records)
+            assert report["ok"], report
+        return loaded.run, [record_dict(record) for record in await backend.records(run_id)]
 
     async def close(self) -> None:
         for database in self._databases:
@@ -259,7 +296,12 @@ async def reference(folder: Path) -> tuple[int, dict[str, Any], Any, set[str]]:
     return backend.writes, timeless(state), shape(ledger), set(world.bank.calls)
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "json"])
+#: the last of these has all that the others have
+STACKED = ["sqlite chained", "sqlite offloaded", "memory every layer", "json every layer", "sqlite every layer"]
+KINDS = ["memory", "sqlite", "json", *STACKED[scaled(-2, 0) :]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", FaultyBackend.MODES)
 async def test_every_write_may_fail_and_the_end_is_the_same(kind: str, mode: str, tmp_path: Path) -> None:
     writes, expected, expected_ledger, keys = await reference(tmp_path)
@@ -302,7 +344,7 @@ async def test_faults_at_random_places_again_and_again_still_reach_the_end(tmp_p
     for round_ in range(scaled(20, 500)):
         folder = tmp_path / f"round{round_}"
         folder.mkdir()
-        world = World(rng.choice(["memory", "sqlite", "json"]), folder)
+        world = World(rng.choice(KINDS), folder)
         for _ in range(50):
             backend = await world.live(at=rng.randint(1, 20), mode=rng.choice(FaultyBackend.MODES))
             if not backend.fired:

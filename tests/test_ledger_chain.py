@@ -182,7 +182,7 @@ def truncated(rows: Rows, where: int) -> Rows:
 def replaced_tail(rows: Rows, where: int) -> Rows:
     """A forger who knows the rule makes a new end whose hashes are right; only the checkpoint tells."""
     head = rows[where - 1]["record_hash"] if where else None
-    tail = [as_record({**row, "result": {"forged": True}}) for row in rows[where:]]
+    tail = [as_record({**row, "result": {"forged": True}}, "main") for row in rows[where:]]
     return rows[:where] + [show(link) for link in linked(tail, head)]
 
 
@@ -202,7 +202,7 @@ class Memory:
         self.runs, self.ledger = InMemoryRunStore(), InMemoryLedgerStore()
 
     def put(self, run_id: str, rows: Rows) -> None:
-        self.ledger._ledgers[run_id] = [encode_records([as_record(row)]) for row in rows]
+        self.ledger._ledgers[run_id] = [encode_records([as_record(row, "main")]) for row in rows]
         self.ledger._starts[run_id] = list(range(1, len(rows) + 1))
 
     def close(self) -> None:
@@ -222,7 +222,7 @@ class Sqlite:
             connection.execute("DELETE FROM ledger WHERE run = ?", (run,))
             connection.executemany(
                 "INSERT INTO ledger (run, seq, count, data) VALUES (?, ?, 1, ?)",
-                [(run, seq, encode_records([as_record(row)])) for seq, row in enumerate(rows, 1)],
+                [(run, seq, encode_records([as_record(row, "main")])) for seq, row in enumerate(rows, 1)],
             )
             connection.commit()
 
@@ -305,7 +305,7 @@ def test_any_flipped_character_is_found(place, seed):
             flipped = text[:position] + other + text[position + 1 :]
             try:
                 rows[where] = json.loads(flipped)
-                if show(as_record(rows[where])) == stored[where]:
+                if show(as_record(rows[where], "main")) == stored[where]:
                     continue  # the name of a field that holds nothing: the record says the same
                 place.put("main", rows)
             except (ValueError, StoreCorrupt):

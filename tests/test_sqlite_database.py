@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from abstractruntime import EffectOutcome, Runtime
+from abstractruntime import EffectOutcome, HashChainedLedgerStore, Runtime
 from abstractruntime.core.errors import StoreBusy, StoreCorrupt, StoreError, StoreSchemaTooNew
 from abstractruntime.core.models import RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
 from abstractruntime.storage.sqlite import (
@@ -85,6 +85,10 @@ def write_golden(path: Path) -> None:
         ) as host:
             host.start(workflow=one("host", {"amount": 5}), run_id="golden-4")
             host.tick(workflow=one("host", {"amount": 5}), run_id="golden-4")
+        chained = HashChainedLedgerStore(SqliteLedgerStore(database))
+        with Runtime(run_store=SqliteRunStore(database), ledger_store=chained) as rt:
+            rt.start(workflow=one("answer_user", {"message": "hello"}), run_id="golden-5")
+            rt.tick(workflow=one("answer_user", {"message": "hello"}), run_id="golden-5")
 
 
 each_version = pytest.mark.parametrize("golden", VERSIONS, ids=lambda path: path.stem)
@@ -118,6 +122,11 @@ def test_a_file_of_any_version_opens_and_reads(tmp_path, golden):
         if golden.stem not in ("sqlite_schema_1", "sqlite_schema_2"):  # from the third on, the end repeats no effect
             effects = [record["effect"] for record in ledgers.list("golden-4")[:2]]
             assert effects == [{"type": "host", "payload": {"amount": 5}, "result_key": "result"}] * 2
+        if golden.stem not in ("sqlite_schema_1", "sqlite_schema_2", "sqlite_schema_3"):  # from the fourth on, chains
+            with Runtime(run_store=runs, ledger_store=ledgers) as rt:
+                assert rt.verify_ledger("golden-5")["head_hash"]
+                assert rt.verify_ledger("golden-5")["ok"]
+        database.check(full=True)
         runs.save(found)
 
 

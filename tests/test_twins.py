@@ -9,6 +9,26 @@ from typing import Any
 import pytest
 
 from abstractruntime.runtime import AsyncRuntime
+from abstractruntime.storage.artifacts import (
+    AsyncFileArtifactStore,
+    AsyncInMemoryArtifactStore,
+    FileArtifactStore,
+    InMemoryArtifactStore,
+)
+from abstractruntime.storage.commands import (
+    AsyncInMemoryCommandCursorStore,
+    AsyncInMemoryCommandStore,
+    AsyncJsonFileCommandCursorStore,
+    AsyncJsonlCommandStore,
+    AsyncSqliteCommandCursorStore,
+    AsyncSqliteCommandStore,
+    InMemoryCommandCursorStore,
+    InMemoryCommandStore,
+    JsonFileCommandCursorStore,
+    JsonlCommandStore,
+    SqliteCommandCursorStore,
+    SqliteCommandStore,
+)
 from abstractruntime.storage.in_memory import (
     AsyncInMemoryLedgerStore,
     AsyncInMemoryRunStore,
@@ -20,6 +40,22 @@ from abstractruntime.storage.json_files import (
     AsyncJsonlLedgerStore,
     JsonFileRunStore,
     JsonlLedgerStore,
+)
+from abstractruntime.storage.ledger_chain import AsyncHashChainedLedgerStore, HashChainedLedgerStore
+from abstractruntime.storage.observable import AsyncObservableLedgerStore, ObservableLedgerStore
+from abstractruntime.storage.offloading import (
+    AsyncOffloadingLedgerStore,
+    AsyncOffloadingRunStore,
+    OffloadingLedgerStore,
+    OffloadingRunStore,
+)
+from abstractruntime.storage.snapshots import (
+    AsyncInMemorySnapshotStore,
+    AsyncJsonSnapshotStore,
+    AsyncSqliteSnapshotStore,
+    InMemorySnapshotStore,
+    JsonSnapshotStore,
+    SqliteSnapshotStore,
 )
 from abstractruntime.storage.sqlite import (
     AsyncSqliteLedgerStore,
@@ -35,8 +71,23 @@ PAIRS: list[tuple[type, type]] = [
     (InMemoryLedgerStore, AsyncInMemoryLedgerStore),
     (SqliteRunStore, AsyncSqliteRunStore),
     (SqliteLedgerStore, AsyncSqliteLedgerStore),
+    (HashChainedLedgerStore, AsyncHashChainedLedgerStore),
+    (ObservableLedgerStore, AsyncObservableLedgerStore),
+    (OffloadingRunStore, AsyncOffloadingRunStore),
+    (OffloadingLedgerStore, AsyncOffloadingLedgerStore),
+    (InMemoryArtifactStore, AsyncInMemoryArtifactStore),
+    (FileArtifactStore, AsyncFileArtifactStore),
     (JsonFileRunStore, AsyncJsonFileRunStore),
     (JsonlLedgerStore, AsyncJsonlLedgerStore),
+    (InMemorySnapshotStore, AsyncInMemorySnapshotStore),
+    (JsonSnapshotStore, AsyncJsonSnapshotStore),
+    (SqliteSnapshotStore, AsyncSqliteSnapshotStore),
+    (InMemoryCommandStore, AsyncInMemoryCommandStore),
+    (JsonlCommandStore, AsyncJsonlCommandStore),
+    (SqliteCommandStore, AsyncSqliteCommandStore),
+    (InMemoryCommandCursorStore, AsyncInMemoryCommandCursorStore),
+    (JsonFileCommandCursorStore, AsyncJsonFileCommandCursorStore),
+    (SqliteCommandCursorStore, AsyncSqliteCommandCursorStore),
 ]
 #: what closing and `with` are called in the two worlds
 ASYNC_NAMES = {"close": "aclose", "__enter__": "__aenter__", "__exit__": "__aexit__"}
@@ -45,9 +96,12 @@ SYNC_ONLY = {"aio", "_run_store", "_ctx"}
 #: a blocking tick may wait longer for the next attempt than one on a shared loop
 OTHER_DEFAULTS = {(Runtime, "__init__", "max_inline_backoff")}
 #: what is iterated over is a generator of its world
-OTHER_RETURNS = {"AsyncGenerator[LedgerEntry, None]": "Generator[LedgerEntry, None, None]"}
+OTHER_RETURNS = {
+    "AsyncGenerator[LedgerEntry, None]": "Generator[LedgerEntry, None, None]",
+    "AsyncGenerator[bytes, None]": "Generator[bytes, None, None]",
+}
 #: constructors of stores differ where the one is built around the other
-OWN_CONSTRUCTORS = {InMemoryRunStore, InMemoryLedgerStore}
+OWN_CONSTRUCTORS = {InMemoryRunStore, InMemoryLedgerStore, InMemorySnapshotStore}
 
 each_pair = pytest.mark.parametrize(("sync", "aio"), PAIRS, ids=[sync.__name__ for sync, _ in PAIRS])
 

@@ -4,6 +4,10 @@ JSON safety is a round trip: encode, decode, compare. Equal means that memory al
 differ, one walk finds out why: tuples and non-string keys become what the standard `json` module makes of them;
 anything else that JSON cannot carry (NaN, bytes, sets, dates, cycles, lone surrogates, objects) is an `UnsafeValue`
 that names the path.
+
+What is stored begins with a checksum of the rest, `{"crc":"1c291ca3",...` (CRC-32 as `zlib.crc32` has it, in hex), so
+that a bit which flipped on the disk is found when it is read and not believed. Bytes without one are read as they are:
+older versions, and people, wrote none.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from zlib import crc32
 
 import msgspec
 
@@ -74,12 +79,13 @@ def copy_of_run(run: RunState) -> RunState:
 
 def encode_run(run: RunState) -> bytes:
     """A run as stored."""
-    return encode(run)
+    return b'{"crc":"%08x"' % crc32(rest := b"," + encode(run)[1:]) + rest
 
 
 def decode_run(data: bytes, run_id: str) -> RunState:
     """A stored run; `StoreCorrupt` names the run whose bytes are damaged."""
     try:
+        check_sum(data)
         return _decode_run(data)
     except REFUSALS as error:
         raise StoreCorrupt(
@@ -87,19 +93,42 @@ def decode_run(data: bytes, run_id: str) -> RunState:
         ) from error
 
 
+def check_sum(data: bytes | str) -> None:
+    """Raise ValueError for bytes that do not have the checksum they begin with; text is what SQL makes of them."""
+    if isinstance(data, str):
+        data = data.encode()
+    start = 1 if data[:1] == b"[" else 0
+    if data[start : start + 8] == b'{"crc":"' and int(data[start + 8 : start + 16], 16) != crc32(
+        memoryview(data)[start + 17 :]
+    ):
+        raise ValueError(
+            "its checksum is another, so it was damaged, or changed by hand; what was changed on purpose is accepted "
+            "without its crc member"
+        )
+
+
 def encode_records(records: Sequence[StepRecord]) -> bytes:
-    """The records of one commit as stored: a JSON array."""
-    return encode(records)
+    """The records of one commit as stored: a JSON array, the first of which has the checksum of all."""
+    if not records:
+        return b"[]"
+    return b'[{"crc":"%08x"' % crc32(rest := b"," + encode(records)[2:]) + rest
 
 
 def decode_records(data: bytes, run_id: str) -> list[StepRecord]:
     """The records of one commit; `StoreCorrupt` names the run whose ledger is damaged."""
     try:
-        return [record for stored in _decode_records(data) for record in stored.unfolded()]
+        check_sum(data)
+        records = [record for stored in _decode_records(data) for record in stored.unfolded()]
     except REFUSALS as error:
         raise StoreCorrupt(
             f"The ledger of run {run_id!r} cannot be read: {error}. Restore it from a backup."
         ) from error
+    for record in records:
+        if record.run_id != run_id:
+            raise StoreCorrupt(
+                f"The ledger of run {run_id!r} holds a record of run {record.run_id!r}. Restore it from a backup."
+            )
+    return records
 
 
 def fill(records: Sequence[StepRecord], earlier: Callable[[], Iterable[StepRecord]]) -> None:

@@ -11,6 +11,11 @@
     ├── RunPaused (ValueError)              resume() on a paused run
     ├── RunNotFailed (ValueError)           retry_run() on a run that ended otherwise
     ├── RunQuarantined (ValueError)         retry_run() on a run that failed again and again
+    ├── EffectInFlight (ValueError)         restore() or delete_run() while an effect is performed
+    ├── RunCompleted (ValueError)           fork() of a run behind its end
+    ├── RunNotEnded (ValueError)            delete_run() on a run that goes on
+    ├── UnknownSnapshot (KeyError)          no snapshot has this id
+    ├── InvalidSnapshot (ValueError)        a snapshot that this run cannot go back to
     ├── RuntimeClosed (RuntimeError)        a runtime was used after close()
     ├── ReentrantTick (RuntimeError)        a run was driven from inside itself
     ├── InvalidId (ValueError)              an id that could not be a safe name
@@ -23,6 +28,8 @@
     ├── InvalidState (ValueError)           vars that do not fit the workflow's state type
     ├── UnsafeValue (ValueError, TypeError) a value that JSON cannot carry
     ├── SecretUnavailable (LookupError)     a secret that this process does not have
+    ├── UnknownArtifact (KeyError)          no artifact has this id
+    ├── ArtifactConflict (ValueError)       an artifact id that stands for something else
     └── StoreError
         ├── StoreUnclear                    the write may or may not have landed
         ├── StoreBusy                       another process kept the lock for too long
@@ -103,6 +110,30 @@ class RunQuarantined(AbstractRuntimeError, ValueError):
     """The run failed again and again and was set apart."""
 
 
+class EffectInFlight(AbstractRuntimeError, ValueError):
+    """An effect of the run is being performed."""
+
+
+class RunCompleted(AbstractRuntimeError, ValueError):
+    """The run has completed, and so has no step to go on with."""
+
+
+class RunNotEnded(AbstractRuntimeError, ValueError):
+    """The run has not ended."""
+
+
+class UnknownSnapshot(AbstractRuntimeError, KeyError):
+    """No snapshot has this id."""
+
+    def __init__(self, snapshot_id: str) -> None:
+        super().__init__(f"Unknown snapshot_id: {snapshot_id!r}. Is this the store it was saved in?")
+        self.snapshot_id = snapshot_id
+
+
+class InvalidSnapshot(AbstractRuntimeError, ValueError):
+    """A snapshot that this run cannot go back to."""
+
+
 class RuntimeClosed(AbstractRuntimeError, RuntimeError):
     """The runtime was closed."""
 
@@ -173,6 +204,26 @@ class UnsafeValue(AbstractRuntimeError, ValueError, TypeError):
 
 class SecretUnavailable(AbstractRuntimeError, LookupError):
     """A secret that this process does not have."""
+
+
+class UnknownArtifact(AbstractRuntimeError, KeyError):
+    """No artifact has this id."""
+
+    def __init__(self, artifact_id: str) -> None:
+        super().__init__(f"Unknown artifact {artifact_id!r}. Is this the store it was put in, or was it deleted?")
+        self.artifact_id = artifact_id
+
+
+class ArtifactConflict(AbstractRuntimeError, ValueError):
+    """An artifact of this id exists and is something else; it was left as it is."""
+
+    def __init__(self, artifact_id: str, differs: str) -> None:
+        super().__init__(
+            f"Artifact {artifact_id!r} exists already with another {differs}; it was left as it is, because refs to it "
+            "may be anywhere. Store under a new artifact_id, or without one, or delete the old one first."
+        )
+        self.artifact_id = artifact_id
+        self.differs = differs
 
 
 class StoreError(AbstractRuntimeError):

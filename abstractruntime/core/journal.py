@@ -52,12 +52,27 @@ def prepare(commit: Commit, *, slim: bool = True, chain: bool = False) -> Write:
         count=run.records if before is None else run.records - before.records,
         lookup_key=commit.lookup_key,
         requests=commit.requests,
+        also=tuple(_other(other) for other in commit.also),
         hot=before is not None
         and before.status is RunStatus.RUNNING
         and run.status is RunStatus.RUNNING
         and before.owner == run.owner
-        and not commit.answers
-        and not commit.requests,
+        and not (commit.answers or commit.requests or commit.also),
+    )
+
+
+def _other(commit: Commit) -> Write:
+    """Another run that is written with a commit: created, or changed in nothing but what its data holds."""
+    run, before = commit.run, commit.before
+    if before is None:
+        return Write(run=run, data=encode_run(run), expected=None, if_absent=commit.if_absent)
+    return Write(
+        run=run,
+        data=encode_run(run),
+        expected=before.revision,
+        expected_records=before.records,
+        answered=commit.standing,
+        hot=True,
     )
 
 
@@ -86,6 +101,7 @@ def _landing(commit: Commit, commit_id: str, records: Sequence[StepRecord]) -> W
         count=len(records),
         lookup_key=commit.lookup_key,
         requests=commit.requests,
+        also=tuple(_other(other) for other in commit.also),
         landing=True,
     )
 
@@ -194,8 +210,9 @@ class Journal:
         except StoreUnclear as error:
             await self._make_sure(write, error)
         if self.watchers:
-            for watcher in tuple(self.watchers.get(commit.run.run_id, ())):
-                watcher(commit.run)
+            for run in (commit.run, *(other.run for other in commit.also)):
+                for watcher in tuple(self.watchers.get(run.run_id, ())):
+                    watcher(run)
         if commit.records and any(self._told):
             records = decode_records(write.records, commit.run.run_id) if chain else kept.records
             for observers in self._told:

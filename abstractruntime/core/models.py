@@ -143,12 +143,27 @@ class WaitState(Struct, dict=True, omit_defaults=True):
     details: dict[str, Any] | None = None
 
 
-class Change(Struct, frozen=True, kw_only=True, gc=False):
-    """One write to `run.vars` that lands together with the effect: `set` a dotted path, or `append` to a list there."""
+class Change(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One write to `run.vars` that lands together with the effect.
+
+    `set` writes a dotted path, `append` adds to the list there. For lists of dicts that several may write to, `match`
+    names a field and its value: `append_once` adds `value` unless an item matches, `merge` writes the entries of
+    `value` (a dict) into the items that do.
+
+    >>> Change(path="notes", op="append_once", match=("id", "n1"), value={"id": "n1", "text": "hello"}).op
+    'append_once'
+    """
 
     path: str
     value: Any
-    op: Literal["set", "append"] = "set"
+    op: Literal["set", "append", "append_once", "merge"] = "set"
+    match: tuple[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.match is None) != (self.op in ("set", "append")):
+            raise ValueError(f"a change with op={self.op!r} {'needs a' if self.match is None else 'takes no'} match")
+        if self.op == "merge" and not isinstance(self.value, dict):
+            raise ValueError(f"a change with op='merge' needs a dict as value, found {type(self.value).__name__}")
 
 
 class Ended(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -368,6 +383,18 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     reason: str | None = None
 
 
+class Elsewhere(Struct, frozen=True, kw_only=True, gc=False):
+    """Changes to the vars of another run that land together with the effect.
+
+    `create` is inserted first where there is no such run. The other run stays where it is: its status, node and wait do
+    not change.
+    """
+
+    run_id: str
+    changes: tuple[Change, ...] = ()
+    create: RunState | None = None
+
+
 class Commit(Struct, frozen=True, kw_only=True, gc=False):
     """All that one step writes, in one atomic write.
 
@@ -384,3 +411,9 @@ class Commit(Struct, frozen=True, kw_only=True, gc=False):
     answers: tuple[Request, ...] = ()
     #: of records that must be found again by key: a user's EffectPolicy, a resume_id
     lookup_key: str | None = None
+    #: other runs: those without `before` are created, of the others only vars change
+    also: tuple[Commit, ...] = ()
+    #: of a run that is one of `also` and created: whether it may exist already, and then stays as it is
+    if_absent: bool = False
+    #: how many requests stand at a run that is one of `also`; they go on standing
+    standing: int = 0

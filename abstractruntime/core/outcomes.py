@@ -17,15 +17,15 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from .models import Change as Change  # an address that users import it from
-from .models import Effect, Request, RunState, WaitState
+from .models import Effect, Elsewhere, Request, RunState, WaitState
 
 
 class EffectOutcome(Struct, frozen=True, gc=False):
     """How an effect ended: `completed`, `waiting`, `failed` or `cancelled`.
 
     `retryable=False` tells the policy that another attempt cannot help; `retry_after` is how many seconds the next one
-    must wait at least. `changes` and `requests` are committed
-    together with the result.
+    must wait at least. `changes`, `requests` and `elsewhere` (changes to other runs) are committed together with the
+    result.
 
     >>> EffectOutcome.completed({"ok": True}).status
     'completed'
@@ -38,15 +38,21 @@ class EffectOutcome(Struct, frozen=True, gc=False):
     retryable: bool = True
     changes: tuple[Change, ...] = ()
     requests: tuple[Request, ...] = ()
+    elsewhere: tuple[Elsewhere, ...] = ()
     #: of a failure: seconds before which another attempt is no use
     retry_after: float | None = None
 
     @classmethod
     def completed(
-        cls, result: Any = None, *, changes: tuple[Change, ...] = (), requests: tuple[Request, ...] = ()
+        cls,
+        result: Any = None,
+        *,
+        changes: tuple[Change, ...] = (),
+        requests: tuple[Request, ...] = (),
+        elsewhere: tuple[Elsewhere, ...] = (),
     ) -> EffectOutcome:
         """The effect is done; `result` (JSON) goes to `result_key`, unless it is None."""
-        return cls("completed", result, changes=changes, requests=requests)
+        return cls("completed", result, changes=changes, requests=requests, elsewhere=elsewhere)
 
     @classmethod
     def waiting(cls, wait: WaitState) -> EffectOutcome:

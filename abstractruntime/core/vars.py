@@ -204,12 +204,17 @@ def put_path(vars: Vars, path: str, value: Any) -> None:
     vars[last] = value
 
 
-def append_path(vars: Vars, path: str, value: Any) -> Vars:
-    """`write_path` of the list at `path` with `value` behind it; what is missing or no list counts as empty."""
+def list_at(vars: Vars, path: str) -> list[Any]:
+    """The list at the dotted path; empty where there is none."""
     found: Any = vars
     for name in path.split("."):
         found = found.get(name) if isinstance(found, dict) else None
-    return write_path(vars, path, [*found, value] if isinstance(found, list) else [value])
+    return found if isinstance(found, list) else []
+
+
+def append_path(vars: Vars, path: str, value: Any) -> Vars:
+    """`write_path` of the list at `path` with `value` behind it; what is missing or no list counts as empty."""
+    return write_path(vars, path, [*list_at(vars, path), value])
 
 
 def _token(text: str) -> Token:

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from ..core.clock import iso, parse_instant
 from ..core.errors import InvalidId, UnsafeValue
-from ..core.ids import check_run_id
-from ..core.models import Request, WaitState
+from ..core.ids import check_id, check_run_id
+from ..core.models import Elsewhere, Request, WaitState
 from ..core.outcomes import Change, EffectCall, EffectOutcome
 from ..core.secrets import admit, scrub
 from ..core.threads import WorkerThreads
@@ -59,7 +59,8 @@ def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> Ef
         found = f"status {status!r}" if status is not None else f"a {type(value).__name__}"
         return _refused(f"expected an EffectOutcome with one of the statuses {', '.join(_STATUSES)}; found {found}")
     try:
-        if type(value) is EffectOutcome and status == "completed" and not (hidden or value.changes or value.requests):
+        plain = type(value) is EffectOutcome and not (value.changes or value.requests or value.elsewhere)
+        if plain and status == "completed" and not hidden:
             return EffectOutcome(status, admit(value.result, "result"))
         return EffectOutcome(
             status=status,
@@ -73,6 +74,7 @@ def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> Ef
                 replace(request, run_id=check_run_id(request.run_id))
                 for request in _checked(getattr(value, "requests", ()), Request, "requests", hidden)
             ),
+            elsewhere=_checked_elsewhere(getattr(value, "elsewhere", ()), hidden),
         )
     except (UnsafeValue, InvalidId, ValueError) as error:
         return _refused(scrub(str(error), hidden))
@@ -84,6 +86,22 @@ def _checked(values: Any, kind: type[T], name: str, hidden: list[str]) -> tuple[
         raise ValueError(f"{name} must be a tuple of {kind.__name__}")
     plain = [{field: getattr(value, field) for field in kind.__struct_fields__} for value in values]
     return tuple(msgspec.convert(value, kind) for value in admit(scrub(plain, hidden), name))
+
+
+def _checked_elsewhere(values: Any, hidden: list[str]) -> tuple[Elsewhere, ...]:
+    if not isinstance(values, tuple | list) or not all(isinstance(value, Elsewhere) for value in values):
+        raise ValueError("elsewhere must be a tuple of Elsewhere")
+    checked: dict[str, Elsewhere] = {}
+    for value in values:
+        run_id, made = check_id(value.run_id, "elsewhere.run_id"), value.create
+        changes = _checked(value.changes, Change, f"elsewhere {run_id!r} changes", hidden)
+        if made is not None:
+            if made.run_id != run_id:
+                raise ValueError(f"elsewhere creates run {made.run_id!r} and names run {run_id!r}")
+            made = replace(made, vars=admit(scrub(made.vars, hidden), "vars"), output=admit(made.output, "output"))
+        before = checked.get(run_id, Elsewhere(run_id=run_id))
+        checked[run_id] = Elsewhere(run_id=run_id, create=before.create or made, changes=before.changes + changes)
+    return tuple(checked.values())
 
 
 def _refused(why: str) -> EffectOutcome:

@@ -12,6 +12,7 @@ from .offloading import (
     OffloadingRunStore,
     offload_large_values,
 )
+from .snapshots import InMemorySnapshotStore, JsonSnapshotStore, Snapshot, SnapshotStore
 
 __all__ = [
     "AsyncHashChainedLedgerStore",
@@ -27,7 +28,9 @@ __all__ = [
     "HashChainedLedgerStore",
     "InMemoryLedgerStore",
     "InMemoryRunStore",
+    "InMemorySnapshotStore",
     "JsonFileRunStore",
+    "JsonSnapshotStore",
     "JsonlLedgerStore",
     "LedgerStore",
     "ObservableLedgerStore",
@@ -36,6 +39,8 @@ __all__ = [
     "OffloadingRunStore",
     "QueryableRunStore",
     "RunStore",
+    "Snapshot",
+    "SnapshotStore",
     "offload_large_values",
     "verify_ledger_chain",
 ]

@@ -13,7 +13,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..core.chain import linked
-from ..core.codec import record_dict
 from ..core.ids import check_id
 from ..core.models import StepRecord
 from .user_pair import as_record, call
@@ -91,7 +90,7 @@ def append_to(inner: Any, record: StepRecord, *, chain: bool) -> StepRecord:
     with _GUARD:
         lock = _LOCKS.setdefault(inner, Lock())
     with lock:
-        (link,) = linked([record], _head(inner.list(record.run_id)))
+        (link,) = linked([record], _head(inner.list(record.run_id), record.run_id))
         inner.append(link)
     return link
 
@@ -107,11 +106,10 @@ async def append_to_async(inner: Any, record: StepRecord, *, chain: bool) -> Ste
         return record
     check_id(record.run_id, "run_id of a record")
     async with _ASYNC_LOCKS.setdefault(inner, asyncio.Lock()):
-        (link,) = linked([record], _head(await call(inner.list, record.run_id)))
+        (link,) = linked([record], _head(await call(inner.list, record.run_id), record.run_id))
         await call(inner.append, link)
     return link
 
 
-def _head(rows: list[Any]) -> str | None:
-    head = record_dict(as_record(rows[-1]))["record_hash"] if rows else None
-    return None if head is None else str(head)
+def _head(rows: list[Any], run_id: str) -> str | None:
+    return as_record(rows[-1], run_id).record_hash if rows else None

@@ -147,6 +147,14 @@ class InMemoryRunStore(Finder, RunStore):
 
     def _put(self, write: Write) -> None:
         """Check the guard and store, or raise `RevisionConflict`; the caller holds the lock."""
+        self._check(write)
+        run_id, row = write.run.run_id, self._rows.get(write.run.run_id)
+        if not write.landing:
+            new = self._rows[run_id] = _Row(row.number if row else next(self._numbers), write.data, write.run)
+            if row is not None and write.hot:
+                new.requests = row.requests
+
+    def _check(self, write: Write) -> None:
         run_id, row = write.run.run_id, self._rows.get(write.run.run_id)
         if write.landing:
             if row is None or row.revision != write.expected:
@@ -159,7 +167,6 @@ class InMemoryRunStore(Finder, RunStore):
             raise RevisionConflict(run_id, write.expected, None if row is None else row.revision)
         elif len(row.requests) != write.answered:
             raise RevisionConflict(run_id, write.expected, row.revision, "a request stands that is not answered")
-        self._rows[run_id] = _Row(row.number if row else next(self._numbers), write.data, write.run)
 
     def _ask(self, request: Request) -> None:
         row = self._rows.get(request.run_id)

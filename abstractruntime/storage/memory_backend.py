@@ -33,13 +33,21 @@ class MemoryBackend:
     async def commit(self, write: Write) -> None:
         run_id = write.run.run_id
         with self._runs._lock, self._ledgers._lock:
-            if write.expected is not None and self._ledgers.count(run_id) != write.expected_records:
-                raise RevisionConflict(run_id, write.expected, write.expected, "its ledger grew")
-            self._runs._put(write)
+            others = [other for other in write.also if not (other.if_absent and other.run.run_id in self._runs._rows)]
+            for one in (write, *others):
+                self._check(one)
+            for one in (write, *others):
+                self._runs._put(one)
             if write.count:
                 self._ledgers._put(run_id, write.records, write.count, write.lookup_key, write.run.chain_head)
             for request in write.requests:
                 self._runs._ask(request)
+
+    def _check(self, write: Write) -> None:
+        run_id = write.run.run_id
+        if write.expected is not None and self._ledgers.count(run_id) != write.expected_records:
+            raise RevisionConflict(run_id, write.expected, write.expected, "its ledger grew")
+        self._runs._check(write)
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         row = self._runs._rows.get(run_id)

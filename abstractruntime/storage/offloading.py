@@ -7,6 +7,7 @@ and go with the run's other artifacts.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -79,12 +80,18 @@ class Shelf(Struct, frozen=True, kw_only=True):
 
 
 def shelf(artifact_store: Any, max_inline_bytes: int | None) -> Shelf:
-    """Where a decorator puts large values; without a number the environment's, or 256 KiB. Raises ValueError."""
+    """Where a decorator puts large values; without a number the environment's, or 256 KiB.
+
+    Raises TypeError for what is no artifact store with blocking methods (or our async twin of one), ValueError.
+    """
+    store: Any = getattr(artifact_store, "sync", artifact_store)  # it is asked in a worker thread
+    if not callable(getattr(store, "load", None)) or inspect.iscoroutinefunction(getattr(store, "store", None)):
+        raise TypeError(f"artifact_store must be an ArtifactStore, with blocking store() and load(); found {store!r}.")
     given: Any = max_inline_bytes
     if given is None:
         given = os.environ.get("ABSTRACTRUNTIME_MAX_INLINE_BYTES") or DEFAULT_MAX_INLINE_BYTES
     try:
-        return Shelf(store=artifact_store, limit=int(given))
+        return Shelf(store=store, limit=int(given))
     except (TypeError, ValueError):
         raise ValueError(f"max_inline_bytes must be a whole number of bytes, found {given!r}.") from None
 

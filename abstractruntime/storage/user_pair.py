@@ -64,9 +64,13 @@ class UserPair:
         run_id = write.run.run_id
         if write.requests:
             raise StoreError("Requests to other runs need a run store and a ledger store that commit together.")
+        for other in write.also:  # first, so that a crash before its own state makes the step write them again
+            await self.commit(other)
         lock = self._locks.setdefault(run_id, asyncio.Lock())
         async with lock:
             found = await self.load(run_id)
+            if write.if_absent and found is not None:
+                return
             revision = found.run.revision if found else None
             if revision != write.expected:
                 raise RevisionConflict(run_id, write.expected or 0, revision)
@@ -87,7 +91,7 @@ class UserPair:
         return [record for record in await self.records(run_id) if record.idempotency_key == key]
 
     async def records(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
-        found = [as_record(row) for row in await call(self._ledgers.list, run_id)]
+        found = [as_record(row, run_id) for row in await call(self._ledgers.list, run_id)]
         return found[after : None if limit is None else after + limit]
 
     async def renew(self, owner: str, until: int) -> None:
@@ -123,12 +127,11 @@ async def in_thread(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) ->
     return result
 
 
-def as_record(row: Any) -> StepRecord:
+def as_record(row: Any, run_id: str) -> StepRecord:
     """What a user's ledger store lists, as a record. Raises StoreCorrupt."""
     try:
         return msgspec.convert(row, StepRecord, strict=False)
     except msgspec.ValidationError as error:
-        run_id = row.get("run_id") if isinstance(row, dict) else None
         raise StoreCorrupt(f"The ledger of run {run_id!r} holds what is no record: {error}") from error
 
 

@@ -2,7 +2,7 @@
 
 Nothing here awaits, reads a clock or sees a store. `moves` says what a run needs next, `steps` is the life of a step
 and `parallel` that of one with several effects, `attempts` what both are made of, `waits` how a run comes to wait
-and goes on, `control` what others do to it; `state` holds what they share.
+and goes on, `control` what others do to it, `restore` the way back to an earlier state; `state` holds what they share.
 """
 
 from .attempts import in_flight, span
@@ -20,6 +20,7 @@ from .control import (
     set_limits,
     unpause,
 )
+from .elsewhere import elsewhere
 from .moves import Answer, Ask, Busy, Later, Move, Perform, Rest, Wake, next_move
 from .parallel import (
     PARALLEL,
@@ -34,6 +35,7 @@ from .parallel import (
     reuse,
     settle_all,
 )
+from .restore import fork, forked_vars, next_seq, restore
 from .state import Stamp, restore_seq, seq_of
 from .steps import (
     claim,
@@ -76,10 +78,13 @@ __all__ = [
     "complete",
     "create",
     "decide_unknown",
+    "elsewhere",
     "ended_record",
     "expire",
     "fail_node",
     "failure_of",
+    "fork",
+    "forked_vars",
     "hand_back",
     "in_flight",
     "inside",
@@ -91,11 +96,13 @@ __all__ = [
     "lost",
     "move",
     "next_move",
+    "next_seq",
     "node_failed",
     "park",
     "pause",
     "promise",
     "quarantine",
+    "restore",
     "restore_seq",
     "resume",
     "retry",

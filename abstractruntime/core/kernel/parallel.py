@@ -11,8 +11,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from ..changes import changed
 from ..models import (
-    Change,
     Commit,
     Effect,
     Ended,
@@ -25,7 +25,7 @@ from ..models import (
     StepStatus,
 )
 from ..outcomes import EffectOutcome
-from ..vars import append_path, put_path, write_path
+from ..vars import put_path
 from .attempts import begun, close, failed_attempt, next_attempt, span
 from .state import (
     Stamp,
@@ -158,8 +158,8 @@ def _go_on(run: RunState, new: RunState, intent: Intent, stamp: Stamp) -> tuple[
     results: list[Any] = []
     for part in intent.parts:
         assert part.ended is not None
-        for change in part.ended.changes:
-            new.vars = _changed(new.vars, change)
+        if part.ended.changes:
+            new.vars = changed(new.vars, part.ended.changes).copy()
         failed = part.ended.error is not None
         result = {"ok": False, "error": part.ended.error} if failed else part.ended.result
         if part.effect.result_key and result is not None:
@@ -169,10 +169,6 @@ def _go_on(run: RunState, new: RunState, intent: Intent, stamp: Stamp) -> tuple[
         return finished(new, intent.node_id, {"success": True, "results": results}, stamp)
     go_on(run, new, intent.node_id, intent.next_node)
     return ()
-
-
-def _changed(vars: dict[str, Any], change: Change) -> dict[str, Any]:
-    return (append_path if change.op == "append" else write_path)(vars, change.path, change.value)
 
 
 def _after(run: RunState, part: Intent, record: StepRecord) -> Intent:

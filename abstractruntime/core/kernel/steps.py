@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from ..changes import changed
 from ..models import (
     Commit,
     Effect,
@@ -24,7 +25,7 @@ from ..models import (
     wait_record,
 )
 from ..outcomes import EffectOutcome
-from ..vars import append_path, put_path, write_path
+from ..vars import put_path
 from .attempts import OUTCOME_UNKNOWN, Records, begin, close, failed_attempt, lose, next_attempt
 from .state import (
     Stamp,
@@ -224,8 +225,8 @@ def _go_on(
     run: RunState, new: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp
 ) -> tuple[StepRecord, ...]:
     effect = intent.effect
-    for change in outcome.changes:
-        new.vars = (append_path if change.op == "append" else write_path)(new.vars, change.path, change.value)
+    if outcome.changes:
+        new.vars = changed(new.vars, outcome.changes).copy()
     if effect.result_key and outcome.result is not None:
         put_path(new.vars, effect.result_key, outcome.result)
     if effect.type is EffectType.LLM_CALL:

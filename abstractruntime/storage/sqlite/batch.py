@@ -136,14 +136,15 @@ class Writer:
         return self._one_by_one(connection, operations)
 
     def _whole(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
-        writes = [operation for operation in operations if type(operation) is Write]
+        writes = [operation for operation in operations if type(operation) is Write and not operation.also]
         if writes:
             self._write_all(connection, writes)
         if len(writes) == len(operations):
             return [None] * len(operations)
         outcomes: list[Any] = []
         for operation in operations:
-            outcomes.append(None if type(operation) is Write else self._in_savepoint(connection, operation))
+            done = type(operation) is Write and not operation.also
+            outcomes.append(None if done else self._in_savepoint(connection, operation))
             if not connection.in_transaction:  # SQLite gave it up, and with it what was written before
                 raise _NotWhole
         return outcomes

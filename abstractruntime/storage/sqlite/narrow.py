@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from ...core.codec import REFUSALS, decode_run
+from ...core.codec import REFUSALS, check_sum, decode_run
 from ...core.models import RunState, RunStatus, WaitState
 
 
@@ -50,6 +50,7 @@ _FIELDS = [name for name in _Narrow.__struct_fields__ if name != "vars"]
 def narrow_run(data: bytes, run_id: str) -> RunState:
     """The run with nothing in its vars but whether it is paused, and its lifecycle. Raises StoreCorrupt."""
     try:
+        check_sum(data)
         narrow = _decode(data)
     except REFUSALS:  # an author may keep anything under our names, and then it is read whole; or it is damaged
         return decode_run(data, run_id)

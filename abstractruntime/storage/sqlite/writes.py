@@ -87,6 +87,14 @@ def store(connection: sqlite3.Connection, write: Write, *, identity: bool = Fals
         connection.execute(_INSERT_LEDGER, (run_pk, base + 1, write.count, write.lookup_key, write.records))
     for request in write.requests:
         stand(connection, request)
+    for other in write.also:
+        if not (other.if_absent and _is_stored(connection, other.run.run_id)):
+            store(connection, other)
+
+
+def _is_stored(connection: sqlite3.Connection, run_id: str) -> bool:
+    run_pk = first(connection, _ID_OF_RUN, (run_id,))
+    return run_pk is not None and connection.execute(_GUARDS_OF_STATE, (run_pk,)).fetchone() is not None
 
 
 def stand(connection: sqlite3.Connection, request: Request) -> None:

@@ -279,3 +279,57 @@ DELETE FROM leases;
 SELECT r.run_id FROM states s JOIN runs r ON r.id = s.id
 WHERE s.records <> coalesce((SELECT l.seq + l.count - 1 FROM ledger l WHERE l.run = s.id ORDER BY l.seq DESC LIMIT 1), 0)
 LIMIT ?;
+
+-- name: save_snapshot
+-- Over the one of this id, so that a save whose outcome is unclear may be done again.
+INSERT INTO snapshots (snapshot_id, run_id, created_at, about, data) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (snapshot_id) DO UPDATE SET run_id = excluded.run_id, created_at = excluded.created_at,
+about = excluded.about, data = excluded.data;
+
+-- name: load_snapshot
+SELECT about, data FROM snapshots WHERE snapshot_id = ?;
+
+-- name: delete_snapshot
+DELETE FROM snapshots WHERE snapshot_id = ?;
+
+-- name: snapshots_by_age
+-- Without their states, which may be large. The reader stops when it has enough.
+SELECT snapshot_id, about FROM snapshots ORDER BY created_at DESC, snapshot_id;
+
+-- name: snapshots_of_run
+SELECT snapshot_id, about FROM snapshots WHERE run_id = ? ORDER BY created_at DESC, snapshot_id;
+
+-- name: all_states
+-- With every column that says again what the data says: a check compares them.
+SELECT s.id, r.run_id, s.head, s.data, s.revision, s.status, s.rest_at, s.owner,
+r.workflow_id, r.session_id, r.actor_id, r.parent_run_id, r.created_at
+FROM states s LEFT JOIN runs r ON r.id = s.id;
+
+-- name: wait_of_run
+SELECT run, reason, wait_key, due FROM waits WHERE run = ?;
+
+-- name: all_records
+SELECT r.run_id, l.count, l.data FROM ledger l LEFT JOIN runs r ON r.id = l.run;
+
+-- name: seq_of_command
+SELECT seq FROM commands WHERE command_id = ?;
+
+-- name: insert_command
+INSERT INTO commands (command_id, run_id, type, ts, client_id, payload) VALUES (?, ?, ?, ?, ?, ?);
+
+-- name: commands_after
+SELECT seq, payload, command_id, run_id, type, ts, client_id FROM commands WHERE seq > ? ORDER BY seq LIMIT ?;
+
+-- name: last_command
+-- The highest number that was ever given, be the command still there or not.
+SELECT seq FROM sqlite_sequence WHERE name = 'commands';
+
+-- name: delete_commands_of_run
+DELETE FROM commands WHERE run_id = ?;
+
+-- name: cursor_of_consumer
+SELECT cursor FROM command_cursors WHERE consumer_id = ?;
+
+-- name: save_cursor
+INSERT INTO command_cursors (consumer_id, cursor, updated_at) VALUES (?, ?, ?)
+ON CONFLICT (consumer_id) DO UPDATE SET cursor = excluded.cursor, updated_at = excluded.updated_at;
