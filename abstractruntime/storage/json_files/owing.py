@@ -100,6 +100,7 @@ class Owing:
 
     def _settle_others(self, run_id: str) -> None:
         """Write the files of other runs that this run's commit wrote, and then forget them."""
+        self._write_down(run_id)  # what it writes elsewhere must not survive it, nor what it has forgotten come back
         row = self._index.rows.get(run_id)
         pending = None if row is None else row.beside.pending
         if pending is None or not pending.also:
@@ -108,7 +109,6 @@ class Owing:
         for other_id in others:
             self._owed.pop(other_id, None)
         try:
-            self._write_down(run_id)  # for what it writes elsewhere must not survive it
             for other in pending.also:
                 self._apply(other)
             found = self._stored(run_id)
@@ -121,8 +121,9 @@ class Owing:
 
     def _apply(self, other: RunState) -> None:
         row = self._row(other.run_id)
-        if row is not None and row.revision >= other.revision:
-            return  # it was done before
+        if row is not None and row.revision >= other.revision:  # it was done before, and may yet not survive
+            self._write_down(other.run_id)
+            return
         beside = Beside(records=self.ledger(other.run_id).count) if row is None else row.beside
         self._write_run(other, encode_run(other), beside)
 
