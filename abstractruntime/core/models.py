@@ -160,7 +160,7 @@ class Change(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     match: tuple[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if (self.match is None) != (self.op in ("set", "append")):
+        if (self.match is not None) != (self.op in ("append_once", "merge")):
             raise ValueError(f"a change with op={self.op!r} {'needs a' if self.match is None else 'takes no'} match")
         if self.op == "merge" and not isinstance(self.value, dict):
             raise ValueError(f"a change with op='merge' needs a dict as value, found {type(self.value).__name__}")

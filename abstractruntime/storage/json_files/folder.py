@@ -115,7 +115,6 @@ class Folder(Owing):
         row = self._row(run_id)
         ledger = self.ledger(run_id)
         self._settle(run_id)
-        self._settle_others(run_id)
         check_guard(write, row, ledger.count)
         also = self._checked_others(write)
         if write.landing and not (write.requests or also):
@@ -134,7 +133,6 @@ class Folder(Owing):
         self._deliver(run_id, beside.pending)
         try:
             self._settle(run_id)
-            self._settle_others(run_id)
         except StoreError as error:
             log.warning("Run %s: its commit landed, but not all that it writes is in its place yet: %s", run_id, error)
 
@@ -157,7 +155,6 @@ class Folder(Owing):
                 return False
             self.ledger(run_id)
             self._settle(run_id)
-            self._settle_others(run_id)
         try:
             there = self.files.remove(self.path / name)
         except StoreUnclear:
@@ -176,7 +173,6 @@ class Folder(Owing):
             count = (self.files.read(path) or b"").count(b"\n")
         self._row(run_id)
         self._settle(run_id)
-        self._settle_others(run_id)
         row = self._index.rows.get(run_id)
         if row is not None and row.beside.records:  # else it would miss them
             found = self._stored(run_id)
@@ -238,7 +234,6 @@ class Folder(Owing):
                 if self._is_behind(run_id):
                     self.ledger(run_id)
                 self._settle(run_id)
-                self._settle_others(run_id)
             except StoreError as error:
                 log.warning("Run %s: what its last commit writes is not in its place yet: %s", run_id, error)
 
@@ -341,6 +336,7 @@ class Folder(Owing):
         if ledger is not None and not ledger.settled:
             ledger.settle()
         self._settle_requests(run_id)
+        self._settle_others(run_id)
 
     def _write_run(self, run: RunState, data: bytes, beside: Beside) -> None:
         name = run_file(run.run_id)
