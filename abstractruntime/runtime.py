@@ -115,6 +115,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
             attempts=self._attempts,
             max_inline_backoff=max_inline_backoff,
         )
+        self._attach = {"_runtime_run_store": run_store, "_runtime_artifact_store": artifact_store}
         self._node_errors = NodeErrors(on_node_error, quarantine_after)
         self._engine = Engine(
             journal=self._journal,
@@ -124,7 +125,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
             context=self._ctx,
             max_inline_backoff=max_inline_backoff,
             node_errors=self._node_errors,
-            attach={"_runtime_run_store": run_store, "_runtime_artifact_store": artifact_store},
+            attach=self._attach,
         )
 
     async def __aenter__(self) -> AsyncRuntime:
