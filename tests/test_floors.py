@@ -46,8 +46,6 @@ FLOORS = (
         "core.classify",
     ),
     ("storage.base", "scheduler.registry"),
-    ("core.kernel", "core.leases"),
-    ("storage.base",),
     ("core.kernel", "core.leases", "rendering"),
     ("core.journal",),
     ("effects", "storage"),
