@@ -125,6 +125,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
             children=children,
             max_inline_backoff=max_inline_backoff,
         )
+        self._attach = {"_runtime_run_store": run_store, "_runtime_artifact_store": artifact_store}
         self._node_errors = NodeErrors(on_node_error, quarantine_after)
         self._engine = Engine(
             journal=self._journal,
@@ -135,7 +136,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
             context=self._ctx,
             max_inline_backoff=max_inline_backoff,
             node_errors=self._node_errors,
-            attach={"_runtime_run_store": run_store, "_runtime_artifact_store": artifact_store},
+            attach=self._attach,
         )
 
     async def __aenter__(self) -> AsyncRuntime:

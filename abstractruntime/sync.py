@@ -299,6 +299,9 @@ class Runtime:
         """The trace of one node; `{"node_id", "steps": []}` where there is none."""
         return drive(self.aio.get_node_trace, run_id, node_id)
 
+    list_evidence = twin(AsyncRuntime.list_evidence)
+    load_evidence = twin(AsyncRuntime.load_evidence)
+
     # -- limits
 
     def get_limit_status(self, run_id: str) -> dict[str, Any]:

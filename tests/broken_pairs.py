@@ -316,3 +316,31 @@ def kept_in_the_process(folder: Path) -> Any:
 
 DIED = "test_an_effect_whose_process_died_is_performed_again_with_the_same_key"
 broken("kept_in_the_process", PairConformance, DIED, kept_in_the_process, {Capability.PERSISTENT})
+
+
+@backend("test_other_runs_are_written_in_the_same_commit")
+class LeavesOthersOut(MemoryBackend):
+    async def commit(self, write: Any) -> None:
+        await super().commit(replace(write, also=()))
+
+
+@backend("test_a_conflict_of_one_run_takes_all_back")
+class WritesOneAfterTheOther(MemoryBackend):
+    async def commit(self, write: Any) -> None:
+        await super().commit(replace(write, also=()))
+        for other in write.also:
+            await super().commit(other)
+
+
+@backend("test_what_is_created_if_absent_is_left_alone_if_not")
+class RefusesWhatIsThere(MemoryBackend):
+    async def commit(self, write: Any) -> None:
+        await super().commit(replace(write, also=tuple(replace(other, if_absent=False) for other in write.also)))
+
+
+@backend("test_requests_to_another_run_that_is_written_stay")
+class AnswersForOthers(MemoryBackend):
+    async def commit(self, write: Any) -> None:
+        await super().commit(write)
+        for other in write.also:
+            self._runs._rows[other.run.run_id].requests = ()

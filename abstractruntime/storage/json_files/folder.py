@@ -67,8 +67,6 @@ class Folder(Owing):
         """The runs that can be read, and the files that cannot."""
         if not self._owning:
             self._index.refresh()
-        for run_id in list(self._owed):
-            self._pay(run_id)
         return self._index
 
     def load(self, run_id: str) -> Loaded | None:
@@ -173,8 +171,9 @@ class Folder(Owing):
             count = self.ledger(run_id).count
         except StoreCorrupt:  # to delete it is one way out
             count = (self.files.read(path) or b"").count(b"\n")
+        self._row(run_id)
         self._settle(run_id)
-        row = self._row(run_id)
+        row = self._index.rows.get(run_id)
         if row is not None and row.beside.records:  # else it would miss them
             found = self._stored(run_id)
             assert found is not None
@@ -255,15 +254,26 @@ class Folder(Owing):
     # -- pieces
 
     def _stored(self, run_id: str) -> tuple[RunState, Beside] | None:
-        """What the run's file holds, or None. Raises StoreCorrupt, also for a file that is missing."""
-        self._pay(run_id)
-        owned, path = self._owning, self.path / run_file(run_id)
+        """What the run's file holds, with what the files of others have for it. Raises StoreCorrupt."""
+        path = self.path / run_file(run_id)
         text = self.files.read(path)
-        row = self._index.rows.get(run_id) if owned else None
-        if text is None:
-            if row is not None:
-                raise StoreCorrupt(f"{path}: the file of run {run_id!r} is missing. Put it or a backup in its place.")
-            return None
+        found = None if text is None else self._parsed(run_id, text, path)
+        if not self._owning:
+            self._index.refresh()
+        row = self._index.rows.get(run_id)
+        if found is None and row is not None and self._owning:
+            raise StoreCorrupt(f"{path}: the file of run {run_id!r} is missing. Put it or a backup in its place.")
+        left = None if self._owning and run_id not in self._owed else self._index.left_behind(run_id)
+        if found is None:
+            return None if left is None else (left, Beside())
+        run, beside = found
+        if not self._owning:  # nobody may have written here since a crash
+            row = self._index.with_requests(run, beside)
+        if row is not None:  # which also knows the requests that are not in its file yet
+            beside = replace(beside, requests=row.beside.requests, asked=row.beside.asked)
+        return (run if left is None or left.revision <= run.revision else left), beside
+
+    def _parsed(self, run_id: str, text: bytes, path: Path) -> tuple[RunState, Beside]:
         run, beside = read_run(text, path)
         if run.run_id != run_id:
             raise StoreCorrupt(
@@ -271,11 +281,6 @@ class Folder(Owing):
                 "from lower case, ids must differ in more than that."
             )
         self._seen = True
-        if row is None and not owned:  # nobody may have written here since a crash
-            self._index.refresh()
-            row = self._index.with_requests(run, beside)
-        if row is not None:  # which also knows the requests that are not in its file yet
-            beside = replace(beside, requests=row.beside.requests)
         return run, beside
 
     def _row(self, run_id: str) -> Row | None:
@@ -313,7 +318,6 @@ class Folder(Owing):
             requests=kept.beside.requests,
             asked=kept.beside.asked,
             pending=Pending(
-                after=ledger.count,
                 records=records,
                 lookup_key=write.lookup_key,
                 requests=self._addressed(run.run_id, write.requests),
@@ -347,7 +351,8 @@ class Folder(Owing):
             except StoreError as error:  # whoever needs the file next is told
                 log.warning("Run %s: its file cannot be looked at: %s", run.run_id, error)
             raise
-        self._index.put(run, beside, number)
+        row = self._index.put(run, beside, number)
+        row.owes = () if old is None else old.owes
 
     def _look_again(self, run_id: str, old: Row | None) -> None:
         """After a write that may have landed: take what is there as it is, which may not survive."""

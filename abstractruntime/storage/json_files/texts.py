@@ -33,9 +33,8 @@ class Addressed(Struct, frozen=True):
 
 
 class Pending(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the commit of a run's file writes elsewhere: records behind the first `after`, requests, other runs."""
+    """What the commit of a run's file writes elsewhere: the last records of its ledger, requests, other runs."""
 
-    after: int
     records: tuple[StepRecord, ...] = ()
     lookup_key: str | None = None
     requests: tuple[Addressed, ...] = ()

@@ -39,7 +39,7 @@ except ImportError as error:  # the base install has no test tools
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{name}"
-        for name in ["suite", "runs", "queries", "ledgers", "pairs", "backends", "artifacts", "snapshots"]
+        for name in ["suite", "runs", "queries", "ledgers", "pairs", "backends", "together", "artifacts", "snapshots"]
     )
 )
 

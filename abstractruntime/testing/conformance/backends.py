@@ -12,49 +12,12 @@ from ...core.backend import Backend, Loaded, Write
 from ...core.chain import linked
 from ...core.codec import encode_records, encode_run, record_dict
 from ...core.errors import RevisionConflict
-from ...core.models import Effect, Intent, Request, RunState, RunStatus, StepRecord, StepStatus
+from ...core.models import Effect, Intent, RunState, RunStatus, StepRecord, StepStatus
 from ...storage.joining import join
 from . import values
 from .capabilities import Capability
 from .suite import Suite
-
-
-def write(run: RunState, before: RunState | None = None, *records: StepRecord, **fields: Any) -> Write:
-    """The commit that makes `before` into `run`, with these records; `run` is given its revision and record count."""
-    run.revision = 1 if before is None else before.revision + 1
-    at = 0 if before is None else before.records
-    run.records = at + len(records)
-    given: dict[str, Any] = {
-        "data": encode_run(run),
-        "expected": None if before is None else before.revision,
-        "expected_records": at,
-        "records": encode_records(records),
-        "count": len(records),
-    }
-    return Write(run=run, **{**given, **fields})
-
-
-def landing(run: RunState, commit_id: str, *records: StepRecord) -> Write:
-    """The landing of these records on `run`."""
-    return Write(
-        run=replace(run, commit_id=commit_id),
-        data=b"",
-        expected=run.revision,
-        expected_records=run.records,
-        records=encode_records(records),
-        count=len(records),
-        landing=True,
-    )
-
-
-def asked(run_id: str, kind: Any = "cancel", by: str = "boss") -> Request:
-    """A request to a run."""
-    return Request(run_id=run_id, kind=kind, by=by, at=values.instant(3))
-
-
-def step(commit_id: str, number: int = 1, /, **fields: Any) -> StepRecord:
-    """A record that a commit wrote."""
-    return values.record("r", number, commit_id=commit_id, **fields)
+from .writes import asked, landing, step, write
 
 
 class BackendTests(Suite):
@@ -98,7 +61,7 @@ class BackendTests(Suite):
         """The write is a conflict, and nothing of it is stored: no state, no record, no request, no key."""
         before = self._everything(run_id)
         conflict = self.conflicts(self.backend.commit, one)
-        assert conflict.run_id == one.run.run_id
+        assert conflict.run_id in {each.run.run_id for each in (one, *one.also)}
         assert self._everything(run_id) == before
 
     def _everything(self, run_id: str) -> Any:
@@ -187,13 +150,14 @@ class BackendTests(Suite):
         longer = replace(run, records=2)
         self.lands_nothing(write(replace(run, commit_id="c2"), longer, step("c2", 2)))
 
-    def _two_runs(self) -> tuple[RunState, RunState]:
+    def two_runs(self) -> tuple[RunState, RunState]:
+        """The runs `r` and `other`, each after its first commit."""
         run = self.begun()
         other = self.commit(write(values.run("other", commit_id="o1")))
         return run, other
 
     def test_a_request_stands_until_it_is_answered(self) -> None:
-        run, other = self._two_runs()
+        run, other = self.two_runs()
         self.commit(write(replace(run, commit_id="c2"), run, requests=(asked("other"),)))
         assert self.loaded("other").requests == (asked("other"),)
         assert self.loaded("other").run == other, "a request changes no state"
@@ -202,17 +166,17 @@ class BackendTests(Suite):
         assert self.loaded("other").requests == ()
 
     def test_an_answer_to_what_does_not_stand_is_a_conflict(self) -> None:
-        _, other = self._two_runs()
+        _, other = self.two_runs()
         self.lands_nothing(write(replace(other, commit_id="o2"), other, answered=1), "other")
 
     def test_a_request_of_each_kind_stands_once(self) -> None:
-        run, _ = self._two_runs()
+        run, _ = self.two_runs()
         for revision, request in enumerate((asked("other"), asked("other", by="another"), asked("other", "pause")), 2):
             run = self.commit(write(replace(run, commit_id=f"c{revision}"), run, requests=(request,)))
         assert {(one.kind, one.by) for one in self.loaded("other").requests} == {("cancel", "boss"), ("pause", "boss")}
 
     def test_requests_to_unknown_and_ended_runs_are_passed_over(self) -> None:
-        run, other = self._two_runs()
+        run, other = self.two_runs()
         self.commit(write(replace(other, status=RunStatus.COMPLETED, commit_id="o2"), other))
         self.commit(write(replace(run, commit_id="c2"), run, requests=(asked("other"), asked("unknown"))))
         assert self.loaded("other").requests == ()
@@ -236,7 +200,7 @@ class BackendTests(Suite):
         self.lands_nothing(landing(run, "l1", step("l1", 2)))
 
     def test_a_standing_request_is_no_bar_to_a_landing(self) -> None:
-        run, other = self._two_runs()
+        run, other = self.two_runs()
         self.commit(write(replace(run, commit_id="c2"), run, requests=(asked("other"),)))
         self.do(self.backend.commit, landing(other, "l1", values.record("other", 1, commit_id="l1")))
         assert self.loaded("other").requests == (asked("other"),)
@@ -323,7 +287,7 @@ class BackendTests(Suite):
         return await asyncio.gather(*map(self.backend.commit, writes), return_exceptions=True)
 
     def test_claims_tell_token_and_cancel(self) -> None:
-        run, _ = self._two_runs()
+        run, _ = self.two_runs()
         intent = Intent(
             step_id="r:1.1",
             seq=1,

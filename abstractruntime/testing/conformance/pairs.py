@@ -10,8 +10,8 @@ from ...core.models import Effect, RunState, RunStatus, StepPlan
 from ...core.outcomes import EffectCall, EffectOutcome
 from ...core.spec import WorkflowSpec
 from ...runtime import AsyncRuntime
-from .backends import BackendTests
 from .capabilities import Capability
+from .together import TogetherTests
 
 EFFECT = "conformance_effect"
 
@@ -44,7 +44,7 @@ def _steps(ledger: list[dict[str, Any]]) -> list[str]:
     return [row["status"] for row in ledger if (row["effect"] or {}).get("type") == EFFECT]
 
 
-class PairConformance(BackendTests):
+class PairConformance(TogetherTests):
     """The suite of a run store with a ledger store. `make` returns `(run_store, ledger_store)`.
 
     A pair commits together (`Capability.JOINT`) when the run store has `join(ledger_store)` and returns a
