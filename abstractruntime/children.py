@@ -73,9 +73,11 @@ class Children:
         intent = run.intent
         assert intent is not None
         if kernel.all_ended(run, seen):
-            for child in intent.children:
-                if child.run_id not in seen:
-                    seen[child.run_id] = await self.state(child.run_id)
+            noted = [child.run_id for child in intent.children if child.run_id not in seen]
+            found = {run_id: await self.state(run_id) for run_id in noted}
+            if any(state is not None and state.status not in TERMINAL for state in found.values()):  # retried since
+                return await self._journal.commit(kernel.begin_more(run, (), {**seen, **found}, stamp)), ()
+            seen.update(found)
         verdict = kernel.verdict(run, order, seen, {})
         if order.traces and isinstance(verdict, kernel.Done):
             verdict = kernel.verdict(run, order, seen, await self._traces(seen))
@@ -131,13 +133,13 @@ class Children:
         registry = self._registry()
         if registry is None:
             raise ValueError(
-                f"Subworkflow {workflow_id!r} cannot be started: the runtime has no workflow_registry. "
+                f"Workflow {workflow_id!r} is not known here: the runtime has no workflow_registry. "
                 "Give it one, or call set_workflow_registry()."
             )
         found: WorkflowSpec[Any] | None = registry.get(workflow_id)
         if found is None:
             raise ValueError(
-                f"Subworkflow {workflow_id!r} cannot be started: the workflow_registry has no such workflow. "
+                f"Workflow {workflow_id!r} is not known here: the workflow_registry has no such workflow. "
                 "Register it under this id."
             )
         return found

@@ -53,6 +53,11 @@ REGISTRY: dict[str, Any] = {
 }
 
 
+#: not waited for, and waited for but not driven
+APART: dict[str, Any] = {"async": True}
+AWAITED: dict[str, Any] = {"async": True, "wait": True}
+
+
 def runtime(world: World, **options: Any) -> Any:
     return world.runtime({"fail": failing, **options.pop("handlers", {})}, workflow_registry=REGISTRY, **options)
 
@@ -149,7 +154,7 @@ async def test_what_the_child_waits_for_now_is_told(async_world: World):
 
 async def test_an_async_child_is_started_and_left_alone(world: World):
     rt = runtime(world)
-    state = await rt.run(parent(sub("echo", {"x": 1}, **{"async": True})), run_id="p")
+    state = await rt.run(parent(sub("echo", {"x": 1}, **APART)), run_id="p")
     child_id = state.output["result"]["sub_run_id"]
     assert state.output["result"] == {"sub_run_id": child_id, "async": True}
     child = await rt.get_state(child_id)
@@ -159,7 +164,7 @@ async def test_an_async_child_is_started_and_left_alone(world: World):
 
 
 async def test_an_async_child_that_is_waited_for_is_collected_but_not_driven(world: World):
-    rt, workflow = runtime(world), parent(sub("echo", {"x": 1}, **{"async": True, "wait": True}))
+    rt, workflow = runtime(world), parent(sub("echo", {"x": 1}, **AWAITED))
     state = await rt.run(workflow, run_id="p")
     details = state.waiting.details
     assert details["async"] is True
@@ -172,7 +177,7 @@ async def test_an_async_child_that_is_waited_for_is_collected_but_not_driven(wor
     assert state.output == {"result": {"sub_run_id": child_id, "output": {"x": 1}}}
 
 
-@pytest.mark.parametrize("way", [{}, {"async": True, "wait": True}])
+@pytest.mark.parametrize("way", [{}, AWAITED])
 async def test_a_child_that_fails_fails_its_parent(world: World, way: dict[str, Any]):
     rt, workflow = runtime(world), parent(sub("failing", **way))
     state = await rt.run(workflow, run_id="p")
@@ -313,7 +318,7 @@ async def test_traces_come_along_when_asked_for(async_world: World):
         ({"answer": "a", "report": "r" * 4001}, {"rendered": "a", "answer": "a"}),
     ],
 )
-@pytest.mark.parametrize("way", [{}, {"async": True, "wait": True}])
+@pytest.mark.parametrize("way", [{}, AWAITED])
 async def test_a_result_in_the_shape_of_a_tools(async_world: World, output: Any, shown: Any, way: dict[str, Any]):
     rt = runtime(async_world)
     workflow = parent(sub("echo", output, wrap_as_tool_result=True, toolName="ask", callId="c1", **way))
@@ -478,7 +483,7 @@ async def test_without_a_next_node_the_result_is_the_end(world: World):
 
 
 async def test_a_paused_parent_takes_the_result_when_it_goes_on(async_world: World):
-    rt, workflow = runtime(async_world), parent(sub("echo", **{"async": True, "wait": True}))
+    rt, workflow = runtime(async_world), parent(sub("echo", **AWAITED))
     child_id = (await rt.run(workflow, run_id="p")).waiting.details["sub_run_id"]
     await rt.pause_run("p")
     await rt.tick(workflow=REGISTRY["echo"], run_id=child_id)

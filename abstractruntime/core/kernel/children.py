@@ -88,10 +88,10 @@ def begin_children(run: RunState, intent: Intent, order: Order, stamp: Stamp) ->
 
 
 def begin_more(run: RunState, places: Collection[int], found: Found, stamp: Stamp) -> Commit:
-    """Note who has ended, and that those at these places begin, which are to be created with it."""
+    """Note who has ended, or goes on after all, and that those at these places begin: they are created with it."""
     assert run.intent is not None
     noted = (
-        replace(child, begun=child.begun or place in places, ended=child.ended or _has_ended(child, found))
+        replace(child, begun=child.begun or place in places, ended=_ended_now(child, found))
         for place, child in enumerate(run.intent.children)
     )
     new = next_state(run, stamp)
@@ -150,7 +150,11 @@ def verdict(run: RunState, order: Order, found: Found, traces: Mapping[str, Any]
 def all_ended(run: RunState, found: Found) -> bool:
     """Whether no child is open, so that the states of all of them are needed."""
     assert run.intent is not None
-    return all(child.ended or _has_ended(child, found) for child in run.intent.children)
+    return all(_ended_now(child, found) for child in run.intent.children)
+
+
+def _ended_now(child: Child, found: Found) -> bool:
+    return _has_ended(child, found) if child.run_id in found else child.ended
 
 
 def _has_ended(child: Child, found: Found) -> bool:
