@@ -245,7 +245,9 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
         """Move the run until it waits, ends, is paused, is busy elsewhere, or `max_steps` nodes have run.
 
         Raises `UnknownRun` (a KeyError), `WorkflowMismatch` and `WorkflowChanged` (ValueErrors), and whatever a node
-        raises: the run then stays where it was and the ledger has a FAILED record. A second tick of the same run in
+        raises: the run then stays where it was and the ledger has a FAILED record. What a node of a run raises that
+        this one has started comes up too; this one waits then, and its next tick tries again. Runs that it starts and
+        waits for are driven along, whatever their length; their steps do not count. A second tick of the same run in
         this process waits for the first. When the awaiting task is cancelled, a queued commit is carried through, the
         effect in flight is cancelled and handed back.
         """

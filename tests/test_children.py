@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from abstractruntime import (
+    AsyncOffloadingLedgerStore,
+    AsyncOffloadingRunStore,
+    DefaultEffectPolicy,
     Effect,
     EffectCall,
     EffectOutcome,
@@ -18,6 +21,7 @@ from abstractruntime import (
     WaitReason,
 )
 from abstractruntime.core.errors import StaleResumeError
+from abstractruntime.storage.artifacts import InMemoryArtifactStore
 
 from . import worlds
 from .worlds import World, ask, end, flow, one, statuses
@@ -416,6 +420,46 @@ async def test_by_hand_and_by_itself_at_once_there_is_one_winner(async_world: Wo
         assert state.output["result"]["output"] in ("by hand", {"said": "yes"})
         ledger = await rt.get_ledger(run_id)
         assert [record["effect"]["type"] for record in ledger if record["effect"]].count("resume") == 1
+
+
+async def test_a_key_of_the_hosts_own_makes_one_child_of_two_steps(async_world: World):
+    class Fixed(DefaultEffectPolicy):
+        def idempotency_key(self, *, run: RunState, node_id: str, effect: Effect) -> str:
+            return f"{run.run_id}:fixed"
+
+    rt = runtime(async_world, effect_policy=Fixed())
+    workflow = flow(
+        "one",
+        workflow_id="parent",
+        one=ask("one", SUB, sub("echo", {"x": 1}), "one", "two"),
+        two=ask("two", SUB, sub("echo", {"x": 2}), "two", "end"),
+    )
+    state = await rt.run(workflow, run_id="p")
+    assert state.output["one"] == state.output["two"]
+    assert len((await rt.find_runs(parent_run_id="p")).items) == 1
+
+
+async def test_large_values_of_children_are_moved_out_and_still_collected(async_world: World):
+    runs, ledgers = async_world.stores()
+    options: Any = {"artifact_store": InMemoryArtifactStore(), "max_inline_bytes": 100}
+    stores = AsyncOffloadingRunStore(runs, **options), AsyncOffloadingLedgerStore(ledgers, **options)
+    rt = runtime(async_world, stores=stores)
+    order = {"children": [sub("echo", {"big": "x" * 5000})] * 3, "max_parallel": 1}
+    await rt.run(parent(order), run_id="p")
+    assert "$artifact" in str((await rt.get_state("p")).output)
+    state = await rt.get_state("p", resolve=True)
+    assert [len(result["output"]["big"]) for result in state.output["result"]["results"]] == [5000] * 3
+
+
+async def test_raw_secrets_are_stored_nowhere_and_named_ones_reach_the_child(async_world: World):
+    rt = runtime(async_world)
+    state = await rt.run(parent(sub("echo", {"api_key": "sk-raw", "password": {"$secret": "name"}})), run_id="p")
+    assert state.output["result"]["output"] == {
+        "api_key": {"$redacted": "api_key"},
+        "password": {"$secret": "name"},
+    }
+    child = await rt.get_state(state.output["result"]["sub_run_id"])
+    assert "sk-raw" not in str([await rt.get_ledger("p"), child.vars])
 
 
 # -- what goes wrong

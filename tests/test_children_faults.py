@@ -282,6 +282,10 @@ def test_killed_in_the_middle_of_a_child_the_next_process_goes_on(tmp_path: Path
             break
     assert kills
     state = asyncio.run(drive(database, outside))
+    check_killed(state, database, outside, performed_again=2 * kills)
+
+
+def check_killed(state: RunState, database: Path, outside: Path, *, performed_again: int) -> None:
     assert state.status is RunStatus.COMPLETED, state.error
     children = [state.output["one"], *state.output["many"]["results"]]
     assert [child["output"]["n"] for child in children] == [STEPS] * 5
@@ -291,7 +295,15 @@ def test_killed_in_the_middle_of_a_child_the_next_process_goes_on(tmp_path: Path
     assert len(rows) == 5, "a child was made twice"
     done = Counter(performance.key for performance in performances(outside))
     assert len(done) == 5 * STEPS, "an effect was never performed, or under a key nobody knows"
-    assert sum(done.values()) <= 5 * STEPS + 2 * kills
+    assert sum(done.values()) <= 5 * STEPS + performed_again
+
+
+def test_two_processes_at_one_tree_end_it_once(tmp_path: Path) -> None:
+    database, outside = tmp_path / "runs.db", tmp_path / "outside"
+    command = [sys.executable, "-m", "tests.test_children_faults", str(database), str(outside)]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    assert [process.wait() for process in both if process.communicate()] == [0, 0]
+    check_killed(asyncio.run(drive(database, outside)), database, outside, performed_again=0)
 
 
 async def _children(db: SqliteDatabase) -> list[Any]:

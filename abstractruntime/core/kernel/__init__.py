@@ -7,7 +7,7 @@ earlier state; `orders`, `joins` and `outputs` are what a start of other runs as
 share.
 """
 
-from .attempts import has_children, in_flight, span, waits_for_children
+from .attempts import has_children, in_flight, is_open, span, waits_for_children
 from .children import (
     Begin,
     Done,
@@ -120,6 +120,7 @@ __all__ = [
     "inside",
     "intent_of",
     "intents_of",
+    "is_open",
     "known_by",
     "landing",
     "late",
