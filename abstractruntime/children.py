@@ -53,7 +53,7 @@ class Children:
             made = await self._created(run, order, intent.children, range(len(intent.children)), stamp)
         except ValueError as error:
             return await self._journal.commit(kernel.inside(run, intent, kernel.refused(payload, str(error)), stamp))
-        first = tuple(new for new, child in zip(made, intent.children, strict=True) if child.begun)
+        first = tuple(new for place, new in made.items() if intent.children[place].begun)
         commit = kernel.begin_children(run, intent, order, stamp)
         if commit.run.intent is None:
             commit = replace(commit, lookup_key=lookup_key)
@@ -89,7 +89,7 @@ class Children:
                 except ValueError as error:  # its workflow, say, is not registered any more
                     spare = tuple(c.run_id for c in intent.children if c.begun and not c.ended)
                     return await self._end(run, kernel.refused(intent.effect.payload, str(error)), spare, stamp)
-                return await self._journal.commit(replace(commit, also=tuple(also))), ()
+                return await self._journal.commit(replace(commit, also=tuple(also.values()))), ()
             case kernel.Done(outcome=outcome, spare=spare):
                 return await self._end(run, outcome, spare, stamp)
         return None, ()
@@ -171,17 +171,20 @@ class Children:
         children: tuple[Child, ...],
         places: Collection[int],
         stamp: kernel.Stamp,
-    ) -> list[Commit]:
-        """The commits that create these children unless they exist. Raises ValueError for one that cannot be."""
-        made = []
+    ) -> dict[int, Commit]:
+        """Per place the commit that creates the child, if there is one to create. Raises ValueError."""
+        made = {}
         for place in places:
             child, wanted = children[place], order.children[place]
-            if wanted.run_id is not None:
-                found = await self.state(child.run_id)
-                if found is not None and (found.parent_run_id, found.workflow_id) != (run.run_id, child.workflow_id):
-                    raise ValueError(kernel.foreign(run, child, found))
-            new = self._new(run, child, wanted.vars, wanted.session_id)
-            made.append(replace(kernel.create(new, stamp), if_absent=True))
+            created = kernel.create(self._new(run, child, wanted.vars, wanted.session_id), stamp)
+            if wanted.run_id is None:  # there is none, unless stores that do not commit together were interrupted
+                made[place] = replace(created, if_absent=True)
+                continue
+            found = await self.state(child.run_id)
+            if found is None:  # if another comes first, the commit is refused
+                made[place] = created
+            elif (found.parent_run_id, found.workflow_id) != (run.run_id, child.workflow_id):
+                raise ValueError(kernel.foreign(run, child, found))
         ids = [child.run_id for child in children]
         if len(set(ids)) != len(ids):
             raise ValueError("start_subworkflow: two children have the same run_id; give each its own, or none")

@@ -198,11 +198,15 @@ class Engine:
         nest = self._nest(run, tick)
         while True:
             await self._look(run, nest)
+            known = nest.changes
             moved, spare = await self.children.collect(run, nest.order, nest.seen, self._performer.stamp())
             await self.cascade.spare(spare, run.run_id)
-            if moved is not None or not nest.driving:
+            if moved is not None:
                 return moved
-            await nest.change()
+            if nest.changes == known:  # else one has come to rest meanwhile
+                if not nest.driving:
+                    return None
+                await nest.change()
 
     async def _look(self, run: RunState, nest: Nest) -> None:
         """Begin to drive the children that may move, and see how the others stand."""

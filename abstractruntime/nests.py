@@ -54,6 +54,8 @@ class Nest:
         self.disturbed: set[str] = set()
         #: what the first of those nodes raised
         self.error: Exception | None = None
+        #: how often a child has come to rest
+        self.changes = 0
         self._grave: BaseException | None = None
         self._changed: asyncio.Future[None] | None = None
 
@@ -75,12 +77,14 @@ class Nest:
 
     def _rested(self, run_id: str, task: asyncio.Task[RunState]) -> None:
         self.driving.discard(run_id)
+        self.changes += 1
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None:
             self.seen[run_id] = task.result()
         elif isinstance(error, Exception) and not isinstance(error, StoreError):
             self.disturbed.add(run_id)
-            log.warning("Run %s, a child of another, raised: %r", run_id, error)
+            if self.error is not None:  # one of them reaches the caller
+                log.warning("Run %s raised, as another child of the same run has", run_id, exc_info=error)
             self.error = self.error or error
         else:
             self._grave = self._grave or error

@@ -543,3 +543,12 @@ async def test_one_is_not_mistaken_for_the_child(async_world: World):
     state = await rt.run(parent(sub("echo", run_id="taken")))
     assert "exists already" in state.error
     assert await rt.run(one("answer_user", {"message": "x"}))
+
+
+async def test_of_two_parents_that_name_one_child_at_once_one_gets_it(async_world: World):
+    rt = runtime(async_world)
+    for number in range(10):
+        workflow = parent(sub("echo", run_id=f"child-{number}"))
+        states = await asyncio.gather(*(rt.run(workflow, run_id=f"p{number}-{one}") for one in range(3)))
+        assert sorted(state.status for state in states) == ["completed", "failed", "failed"]
+        assert all("exists already" in state.error for state in states if state.error)

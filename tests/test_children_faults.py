@@ -51,7 +51,7 @@ LIFE = flow(
     "sync",
     workflow_id="life",
     sync=ask("sync", SUB, sub("nested"), "sync", "waiting"),
-    waiting=ask("waiting", SUB, sub("asking"), "waiting", "started"),
+    waiting=ask("waiting", SUB, sub("asking", run_id="named"), "waiting", "started"),
     started=ask("started", SUB, sub("working", **{"async": True}), "started", "awaited"),
     awaited=ask("awaited", SUB, sub("working", **{"async": True, "wait": True}), "awaited", "fan"),
     fan=ask("fan", SUB, {"children": [sub("working")] * 3, "max_parallel": 2}, "fan", "race"),
@@ -193,7 +193,7 @@ async def reference(folder: Path) -> tuple[int, dict[str, Any]]:
 async def test_every_write_may_fail_and_each_step_has_its_children_once(kind: str, mode: str, tmp_path: Path) -> None:
     writes, expected = await reference(tmp_path / "reference")
     assert writes > 40
-    for at in range(1, writes + 1, 1 if kind == "memory" else scaled(3, 1)):
+    for at in range(1, writes + 1, 1 if kind == "memory" else scaled(4, 1)):
         lives = Lives(kind, tmp_path / f"{at}")
         backend = await lives.live(at, mode)
         assert backend.fired

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from abstractruntime import EffectCall, EffectOutcome, RunState, RunStatus
+from abstractruntime import Effect, EffectCall, EffectOutcome, RunState, RunStatus, StepPlan
+from abstractruntime.core.models import TERMINAL
 
 from . import worlds
+from .scale import scaled
 from .test_children import REGISTRY, failing, parent, sub
 from .worlds import Gate, World, ask, eventually, flow, statuses
 
@@ -209,3 +213,97 @@ async def test_a_child_that_is_retried_after_its_end_was_noted_is_waited_for_aga
     state = await rt.tick(workflow=workflow, run_id="p")
     assert state.status is RunStatus.COMPLETED
     assert state.output["result"]["results"][0]["ok"] is False
+
+
+async def test_places_are_free_again_in_later_ticks(async_world: World):
+    rt, workflow = made(async_world), many(*(sub("asking") for _ in range(7)), max_parallel=2)
+    state = await rt.run(workflow, run_id="p")
+    for _ in range(7):
+        child_id = next(child.run_id for child in await children_of(rt) if child.status is RunStatus.WAITING)
+        await rt.resume(workflow=REGISTRY["asking"], run_id=child_id, wait_key=None, payload="yes")
+        state = await rt.tick(workflow=workflow, run_id="p")
+    assert state.output["result"]["results"][6]["output"] == {"said": "yes"}
+
+
+# -- whatever is done to the children, in whatever order
+
+
+KINDS = ["echo", "failing", "asking", "timer", "count", "node"]
+
+
+def random_tree(rng: random.Random, depth: int) -> dict[str, Any]:
+    """What a node asks for: children of every kind, those of kind `node` with an order of their own."""
+    children = []
+    for _ in range(rng.randint(1, 5)):
+        kind = rng.choice(KINDS if depth else KINDS[:-1])
+        children.append(sub(kind, {"order": random_tree(rng, depth - 1)} if kind == "node" else {}))
+    way = rng.choice([{}, {}, {"async": True, "wait": True}])
+    return {
+        "children": children,
+        "join": rng.choice(["all", "collect", "collect", "any", "first"]),
+        "max_parallel": rng.randint(1, 4),
+        **way,
+    }
+
+
+def follow_order(run: RunState, ctx: Any) -> StepPlan:
+    return StepPlan("work", Effect("start_subworkflow", run.vars["order"], "result"), "end")
+
+
+NODE = flow("work", workflow_id="node", work=follow_order)
+
+
+async def check_parent(rt: Any, state: RunState) -> None:
+    """The result agrees with where the children stand, and nobody is open whom nobody waits for."""
+    order, children = state.vars["order"], {child.run_id: child for child in await children_of(rt, state.run_id)}
+    statuses = [str(child.status) for child in children.values()]
+    if state.status is RunStatus.WAITING:
+        open_ones = [child for child in children.values() if child.status in ("running", "waiting")]
+        assert len(open_ones) <= order["max_parallel"], "more are open than there are places"
+    if state.status is RunStatus.FAILED:
+        assert "failed" in statuses or order["join"] == "any"
+        assert order["join"] != "any" or "completed" not in statuses
+    if state.status is RunStatus.COMPLETED and order["join"] in ("all", "collect"):
+        results = state.vars["result"]["results"]
+        assert len(results) == len(order["children"]) == len(children)
+        for result in results:
+            child = children[result["sub_run_id"]]
+            assert result.get("ok", True) == (order["join"] == "all" or child.status is RunStatus.COMPLETED)
+            assert order["join"] == "collect" or child.status is not RunStatus.FAILED
+    if state.status is RunStatus.COMPLETED and order["join"] in ("any", "first"):
+        winner = children[state.vars["result"]["sub_run_id"]]
+        assert winner.status is RunStatus.COMPLETED or (order["join"], winner.status) == ("first", RunStatus.CANCELLED)
+    if state.status in TERMINAL:
+        assert not {"running", "waiting"} & set(statuses), "one is left open"
+
+
+async def test_random_trees_are_joined_as_their_children_ended(tmp_path: Path, seed: int):
+    rng = random.Random(seed)
+    specs: dict[str, Any] = {**CHILDREN, "node": NODE}
+    for round_ in range(scaled(60, 3000)):
+        world = World("async", "memory", tmp_path)
+        one, two = (world.runtime({"fail": failing}, workflow_registry=specs) for _ in range(2))
+        await one.start(workflow=NODE, run_id="p", vars={"order": random_tree(rng, 2)})
+        for _ in range(400):
+            rt = rng.choice([one, two])
+            rows = [row for row in (await rt.find_runs(limit=1000)).items if row["status"] in ("running", "waiting")]
+            if not rows:
+                break
+            row = rng.choice([*rows, *(row for row in rows if row["run_id"] == "p")])
+            run = await rt.get_state(row["run_id"])
+            match rng.randint(0, 9):
+                case 0 if run.run_id != "p":
+                    await rt.cancel_run(run.run_id, reason="at random")
+                case 1:
+                    world.clock.advance(300 * 24 * 3600)
+                case 2 | 3 | 4 if run.workflow_id == "asking" and run.waiting is not None:
+                    await rt.resume(workflow=specs["asking"], run_id=run.run_id, wait_key=None, payload="yes")
+                case 5:
+                    await asyncio.gather(*(one.tick(workflow=NODE, run_id="p") for one in (one, two)))
+                case _:
+                    await rt.tick(workflow=specs[run.workflow_id], run_id=run.run_id)
+        else:
+            raise AssertionError(f"round {round_} never ended")
+        for row in (await one.find_runs(workflow_id="node", limit=1000)).items:
+            await check_parent(one, await one.get_state(row["run_id"]))
+        await world.close()

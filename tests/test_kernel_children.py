@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from abstractruntime import Effect, RunState, RunStatus, StepPlan
 from abstractruntime.core import kernel
-from abstractruntime.core.kernel import Begin, Collect, Done, Open, Rest
+from abstractruntime.core.kernel import Begin, Collect, Done, Rest
 from abstractruntime.core.kernel.orders import child_id
 from abstractruntime.core.models import Child, Commit
 
@@ -54,14 +54,14 @@ def seen(run: RunState, states: str) -> dict[str, RunState | None]:
     return found
 
 
-def said(verdict: Done | Begin | Open) -> Any:
+def said(verdict: Done | Begin | None) -> Any:
     match verdict:
         case Begin(places=places):
             return ("begin", *places)
-        case Open(children=children):
-            return ("open", len(children))
         case Done(outcome=outcome, spare=spare):
             return (outcome.status, len(spare))
+        case None:
+            return "open"
 
 
 @pytest.mark.parametrize(
@@ -71,22 +71,22 @@ def said(verdict: Done | Begin | Open) -> Any:
         (0, {}, "F", ("failed", 0)),
         (0, {}, "X", ("completed", 0)),
         (0, {}, "0", ("failed", 0)),
-        (0, {}, "r", ("open", 1)),
-        (0, {}, "w", ("open", 1)),
-        (0, {}, "-", ("open", 1)),
+        (0, {}, "r", "open"),
+        (0, {}, "w", "open"),
+        (0, {}, "-", "open"),
         (3, {}, "CCC", ("completed", 0)),
         (3, {}, "CXC", ("completed", 0)),
-        (3, {}, "CrC", ("open", 1)),
+        (3, {}, "CrC", "open"),
         (3, {}, "rFr", ("failed", 2)),
-        (3, {"join": "collect"}, "FrC", ("open", 1)),
+        (3, {"join": "collect"}, "FrC", "open"),
         (3, {"join": "collect"}, "FX0", ("completed", 0)),
-        (3, {"join": "any"}, "FrF", ("open", 1)),
+        (3, {"join": "any"}, "FrF", "open"),
         (3, {"join": "any"}, "FrC", ("completed", 1)),
         (3, {"join": "any"}, "FXF", ("failed", 0)),
-        (3, {"join": "first"}, "r--", ("open", 3)),
+        (3, {"join": "first"}, "r--", "open"),
         (3, {"join": "first"}, "rFr", ("failed", 2)),
         (3, {"join": "first"}, "rXC", ("completed", 1)),
-        (3, {"max_parallel": 2}, "rr-", ("open", 2)),
+        (3, {"max_parallel": 2}, "rr-", "open"),
         (3, {"max_parallel": 2}, "rC-", ("begin", 2)),
         (3, {"max_parallel": 1}, "C--", ("begin", 1)),
         (3, {"max_parallel": 2}, "CC-", ("begin", 2)),
@@ -185,3 +185,13 @@ def test_what_was_noted_is_taken_until_more_is_known():
     assert again.intent is not None
     assert [one.ended for one in again.intent.children] == [False, False]
     assert all(isinstance(one, Child) for one in again.intent.children)
+
+
+def test_who_is_known_to_have_ended_takes_no_room():
+    run, read, _ = begun(order(6, max_parallel=2))
+    for states in ("CC----", "--CC--"):
+        run = kernel.begin_more(run, range(4), seen(run, states), STAMP).run
+    assert said(kernel.verdict(run, read, {}, {})) == ("begin", 4, 5)
+    run = kernel.begin_more(run, (4, 5), {}, STAMP).run
+    assert said(kernel.verdict(run, read, seen(run, "----wF"), {})) == ("failed", 1)
+    assert said(kernel.verdict(run, read, seen(run, "----wC"), {})) == "open"

@@ -11,7 +11,6 @@ from .attempts import has_children, in_flight, is_open, span, waits_for_children
 from .children import (
     Begin,
     Done,
-    Open,
     all_ended,
     begin_children,
     begin_more,
@@ -84,7 +83,6 @@ __all__ = [
     "Done",
     "Later",
     "Move",
-    "Open",
     "Order",
     "Perform",
     "Rest",

@@ -47,12 +47,6 @@ class Begin(Struct, frozen=True, gc=False):
     places: tuple[int, ...]
 
 
-class Open(Struct, frozen=True, gc=False):
-    """These have not ended."""
-
-    children: tuple[Child, ...]
-
-
 #: children as they are found: None for one that is gone. Those that are left out are taken as their parent knows them.
 Found = Mapping[str, RunState | None]
 
@@ -131,20 +125,18 @@ def collected(
     return replace(made, requests=spare)
 
 
-def verdict(run: RunState, order: Order, found: Found, traces: Mapping[str, Any]) -> Done | Begin | Open:
-    """What the children's states mean for the effect."""
+def verdict(run: RunState, order: Order, found: Found, traces: Mapping[str, Any]) -> Done | Begin | None:
+    """What the children's states mean for the effect; None where nothing follows from them."""
     assert run.intent is not None
     children = run.intent.children
     ends = [_end(child, run, found, traces) for child in children]
-    spare = tuple(c.run_id for c, end in zip(children, ends, strict=True) if c.begun and end is None)
+    spare = tuple(child.run_id for child in children if child.begun and not _ended_now(child, found))
     outcome = joined(order, ends)
     if outcome is not None:
         return Done(outcome, spare)
     waiting = [place for place, child in enumerate(children) if not child.begun]
     room = order.width - len(spare)
-    if waiting and room > 0:
-        return Begin(tuple(waiting[:room]))
-    return Open(tuple(child for child in children if child.run_id in set(spare)))
+    return Begin(tuple(waiting[:room])) if waiting and room > 0 else None
 
 
 def all_ended(run: RunState, found: Found) -> bool:
