@@ -1,4 +1,24 @@
-"""What the payload of START_SUBWORKFLOW asks for, read once, with its spellings and defaults."""
+"""START_SUBWORKFLOW: what its payload asks for, read once, with its spellings and defaults.
+
+Payload of one child: `workflow_id` (required; found in the runtime's `workflow_registry`), `vars` (a dict),
+`session_id` (also `sessionId`; the parent's by default) and `run_id` (an id of your own: the same one again is the same
+child). It works for the parent's actor and takes over the workspace of the parent's vars (`INHERITED`).
+
+* With nothing more the child is driven inside the parent's step. Result: `{"sub_run_id", "output"}`.
+* `async`: it is started and left alone. Result: `{"sub_run_id", "async": True}`.
+* `async` and `wait`: it is started, others drive it, and the parent waits for its end.
+
+A child that waits lets its parent wait, with `resume_to_node` (the plan's next node by default) as the way on. One that
+fails fails the effect, a cancelled one gives `{"success": False, "cancelled": True, "error"}` as output.
+`include_traces` adds its `node_traces`. `wrap_as_tool_result` makes the result that of a tool, also when it failed;
+`tool_name` and `call_id` (also `toolName`, `callId`) name it.
+
+Several: `children`, a list of such dicts, at most `max_parallel` (16) of them open at a time. `join` says what their
+ends mean: `all` (the default: fails with the first that fails), `collect` (never fails; `{"ok": False, "error",
+"sub_run_id"}` stands for one that did not complete), `any` (the first that completes) or `first` (the first that ends).
+Who is not waited for any more is cancelled. Result: `{"results": [...]}` in declared order; of `any` and `first` that
+of the one, with its `index`. With `async` and no `wait` all are started: `{"sub_run_ids", "async": True}`.
+"""
 
 from __future__ import annotations
 
