@@ -81,8 +81,8 @@ class EvidenceRecorder:
 
         Per result: long texts go to artifacts, and references take their place in the result; an artifact with the
         evidence is stored, with raw secrets redacted; its id becomes `result["meta"]["evidence_id"]`, and an entry in
-        the run's `_runtime.memory_spans` names it. Both arguments are changed in place; of `run`, only `vars`. A result
-        that has an evidence id is not recorded again.
+        the run's `_runtime.memory_spans` names it. The results are changed in place, and `run.vars` is replaced by a
+        dict with the entries. A result that has an evidence id is not recorded again.
 
         Never raises for what a result holds or a store does: that result stays as it is, and why is told in the log
         and the run's `_runtime.evidence_warnings`.
@@ -179,7 +179,7 @@ def _is_recorded(result: dict[str, Any]) -> bool:
 
 def _warning(node_id: str, pair: ToolCall, now: str, error: Exception) -> dict[str, Any]:
     text = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
-    return {"created_at": now, "node_id": node_id, "tool_name": pair.name, "call_id": pair.call_id, "error": text}
+    return {"created_at": now, "node_id": node_id, "tool_name": pair.name, "call_id": pair.call_id, "error": text[:_MAX_SHOWN]}
 
 
 def _shown(subject: Any) -> str:
