@@ -45,7 +45,7 @@ FLOORS = (
         "core.changes",
         "core.classify",
     ),
-    ("storage.base",),
+    ("storage.base", "scheduler.registry"),
     ("core.kernel", "core.leases", "rendering"),
     ("core.journal",),
     ("effects", "storage"),
