@@ -11,6 +11,7 @@ import pytest
 
 from abstractruntime import (
     AsyncRuntime,
+    Effect,
     EffectCall,
     EffectOutcome,
     FileArtifactStore,
@@ -23,6 +24,7 @@ from abstractruntime import (
     RunState,
     RunStatus,
     Runtime,
+    StepPlan,
     UnknownRun,
     is_artifact_ref,
     resolve_artifact,
@@ -351,6 +353,35 @@ async def test_an_attempt_that_failed_leaves_no_evidence_in_the_run(world):
     state = await rt.tick(workflow=one("tool_calls", CALLS), run_id=state.run_id)
     assert state.status is RunStatus.COMPLETED, state.error
     assert len(await rt.list_evidence(state.run_id)) == 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_the_secrets_that_a_call_was_given_are_in_no_artifact(world, several):
+    store = InMemoryArtifactStore()
+    recorder = EvidenceRecorder(artifact_store=store)
+    seen: list[str] = []
+
+    def search(call: EffectCall) -> EffectOutcome:
+        calls = call.payload["tool_calls"]
+        seen.append(calls[0]["arguments"]["given"])
+        results = [result("web_search", {"echo": f"with {seen[-1]}"}), result("execute_command", {"stdout": seen[-1]})]
+        stats = recorder.record_tool_calls(run=call.run, node_id="n", tool_calls=calls, tool_results=results)
+        return EffectOutcome.completed({"results": results}, changes=stats.changes)
+
+    def plan(run: RunState, ctx: Any) -> StepPlan:
+        arguments = {"query": "tea", "given": {"$secret": "shop"}}
+        effect = Effect("tool_calls", {"tool_calls": [{"name": "web_search", "arguments": arguments}]}, "found")
+        return StepPlan("plan", effects=[effect], next_node="end") if several else StepPlan("plan", effect, "end")
+
+    rt = world.runtime({"tool_calls": search}, artifact_store=store, secrets={"shop": "hush-hush"})
+    state = await rt.run(worlds.flow("plan", plan=plan))
+    assert state.status is RunStatus.COMPLETED, state.error
+    assert seen == ["hush-hush"]
+    assert len(await rt.list_evidence(state.run_id)) == 2
+    contents = [store.load_text(found.artifact_id) for found in store.list_all()]
+    assert len(contents) == 4
+    assert "hush" not in str([contents, state.vars, await rt.get_ledger(state.run_id)])
+    assert "[redacted]" in str(contents)
 
 
 async def test_what_is_listed_is_a_copy(world):

@@ -63,6 +63,11 @@ class ToolCall(Struct, frozen=True, kw_only=True):
     call_id: str
     arguments: Any
 
+    @property
+    def success(self) -> bool:
+        """Whether the tool said so."""
+        return self.result.get("success") is True
+
 
 def paired(tool_calls: Any, tool_results: Any) -> list[ToolCall]:
     """Every result with its call: the one at its place, or where ids say otherwise the one with its id.
@@ -75,7 +80,7 @@ def paired(tool_calls: Any, tool_results: Any) -> list[ToolCall]:
     for index, result in enumerate(results if isinstance(results, list | tuple) else ()):
         if not isinstance(result, dict):
             continue
-        call = _call_of(result, index, calls)
+        call = call_of(result, index, calls)
         name, call_id = result.get("name") or call.get("name"), _ids(result) or _ids(call)
         pairs.append(
             ToolCall(
@@ -88,7 +93,8 @@ def paired(tool_calls: Any, tool_results: Any) -> list[ToolCall]:
     return pairs
 
 
-def _call_of(result: dict[str, Any], index: int, calls: Any) -> dict[str, Any]:
+def call_of(result: dict[str, Any], index: int, calls: Any) -> dict[str, Any]:
+    """The call that a result at this place belongs to; `{}` if there is none."""
     there = calls[index] if index < len(calls) and isinstance(calls[index], dict) else {}
     wanted = set(_ids(result))
     if there and (not wanted or not _ids(there) or wanted & set(_ids(there))):
