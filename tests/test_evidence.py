@@ -75,7 +75,7 @@ def test_a_fetched_page_is_kept_and_references_take_its_place():
     bench = Bench()
     output = {"url": "https://a.example", "status_code": 200, "raw_text": LONG, "normalized_text": LONG.upper()}
     results: dict[str, Any] = {"mode": "executed", "results": [result("fetch_url", output)]}
-    stats = bench.record([call("fetch_url", url="https://a.example")], results)
+    stats = bench.record([call("fetch_url", url="http://a.example")], results)
     (changed,) = results["results"]
     (span,) = bench.spans
     shown = changed["output"]
@@ -108,7 +108,7 @@ def test_a_fetched_page_is_kept_and_references_take_its_place():
         "run_id": "r",
         "workflow_id": "w",
         "node_id": "n",
-        "arguments": {"url": "https://a.example"},
+        "arguments": {"url": "http://a.example"},
         "actor_id": "me",
         "session_id": "s",
         "url": "https://a.example",
@@ -208,6 +208,14 @@ def test_a_result_is_recorded_once():
     assert bench.record([], results).recorded == 0
     assert (results, bench.run.vars) == before
     assert results[0]["meta"]["mine"] == 1
+
+
+def test_what_is_the_same_in_everything_is_listed_once():
+    bench = Bench()
+    results = [result("web_search", {"results": []}), result("web_search", {"results": []})]
+    bench.record([], results)
+    (span,) = bench.spans
+    assert [one["meta"]["evidence_id"] for one in results] == [span["artifact_id"]] * 2
 
 
 def test_what_else_is_in_the_vars_of_the_run_stays_and_what_shares_it_does_not_change():
