@@ -30,6 +30,7 @@ from abstractruntime import (
     resolve_artifact,
 )
 from abstractruntime.core.errors import StoreCorrupt, StoreFull
+from abstractruntime.core.models import Intent
 from abstractruntime.evidence import EvidenceCaptureStats, EvidenceRecorder
 from abstractruntime.evidence.recorder import EvidenceRecorder as FromItsDocumentedAddress
 
@@ -184,13 +185,24 @@ def test_a_tool_that_failed_is_evidence_too():
         ([call("fetch_url", "1", url="a"), call("fetch_url", "9", url="b")], ["1", "2"], ["a", None]),
         ([None, call("fetch_url", "1", url="a")], ["1"], ["a"]),
         ("nonsense", ["1"], [None]),
+        (None, ["1"], [None]),
     ],
 )
 def test_a_result_is_evidence_of_the_call_that_it_belongs_to(calls, results, urls):
     bench = Bench()
     stats = bench.record(calls, [result("fetch_url", {"n": place}, given) for place, given in enumerate(results)])
     assert stats.recorded == len(results)
+    assert bench.warnings == []
     assert [span.get("url") for span in bench.spans] == urls
+
+
+def test_calls_that_are_none_are_no_trouble_while_an_effect_is_in_flight():
+    bench = Bench()
+    effect = Effect("tool_calls", {"tool_calls": [call("web_search", given={"$secret": "shop"}), None]})
+    bench.run.intent = Intent(step_id="r:0.1", seq=0, node_id="n", effect=effect, key="k", started_at=NOW)
+    nothing: list[Any] = [None, "text", [None], [5], {}]
+    for calls in nothing:
+        assert bench.record(calls, [result("web_search", {})]).recorded == 1
 
 
 @pytest.mark.parametrize("results", [None, "text", {}, {"results": None}, [None, "x", {}, {"name": None}]])
@@ -236,6 +248,15 @@ def test_raw_secrets_are_in_no_evidence():
     contents = [bench.store.load_text(found.artifact_id) for found in bench.store.list_all()]
     assert len(contents) == 2
     assert "hush" not in str(contents)
+
+
+def test_arguments_that_are_json_text_are_read_and_other_texts_stay():
+    bench = Bench()
+    calls = [{"name": "web_search", "arguments": text} for text in ('{"query": "tea", "api_key": "hush"}', "{broken")]
+    bench.record(calls, [result("web_search", {"n": 1}, ""), result("web_search", {"n": 2}, "")])
+    evidence = [bench.store.load_json(span["artifact_id"]) for span in bench.spans]
+    assert evidence[0]["arguments"] == {"query": "tea", "api_key": {"$redacted": "api_key"}}
+    assert [evidence[0]["query"], evidence[1]["arguments"]] == ["tea", "{broken"]
 
 
 class FullStore(InMemoryArtifactStore):
