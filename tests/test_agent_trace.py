@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from abstractruntime import EffectOutcome
 from abstractruntime.rendering import AgentTraceConfig, render_agent_trace_markdown
+from abstractruntime.rendering.markdown import code
 
 from . import worlds
 
@@ -224,7 +225,8 @@ def test_a_trace_of_another_shape_is_shown_as_it_is():
     assert ("text", "gone") in blocks(report)
 
 
-HOSTILE = st.text(st.sampled_from("`|#\n\r -*_<>[]ab{}"), max_size=40) | st.text(max_size=20)
+PIECES = ("```", "`", "``````", "\n", "\r", "\n# ", "\n```\n", "|", " ", "-", "**", "<b>", "a", "{", "[")
+HOSTILE = st.lists(st.sampled_from(PIECES), max_size=8).map("".join) | st.text(max_size=20)
 
 
 @given(text=HOSTILE, name=HOSTILE, extra=st.lists(HOSTILE, max_size=3))
@@ -247,6 +249,24 @@ def test_no_value_ends_its_block_or_begins_another(text, name, extra):
     assert [json.loads(content) for language, content in found if language == "json"].count(extra) >= 3
     headings = re.findall("^#.*", outside(report), re.M)
     assert [heading.split(" ")[0] for heading in headings] == ["#", "##", "###", "###", "###"]
+
+
+@pytest.mark.parametrize(
+    ("value", "span"),
+    [
+        ("plain | text", "`plain | text`"),
+        ("a`b", "``a`b``"),
+        ("``", "``` `` ```"),
+        ("`a", "`` `a ``"),
+        (" two\n\n# lines ", "`two # lines`"),
+        ("", "(empty)"),
+        (" \n ", "(empty)"),
+        (["a", None], '`["a", null]`'),
+        ("x" * 201, f"`{'x' * 200}...`"),
+    ],
+)
+def test_a_short_value_is_one_code_span_in_one_line(value, span):
+    assert code(value) == span
 
 
 def test_a_huge_value_is_cut_and_the_report_says_by_how_much():

@@ -11,6 +11,7 @@ import pytest
 
 from abstractruntime import (
     AsyncRuntime,
+    Effect,
     EffectCall,
     EffectOutcome,
     FileArtifactStore,
@@ -23,11 +24,13 @@ from abstractruntime import (
     RunState,
     RunStatus,
     Runtime,
+    StepPlan,
     UnknownRun,
     is_artifact_ref,
     resolve_artifact,
 )
 from abstractruntime.core.errors import StoreCorrupt, StoreFull
+from abstractruntime.core.models import Intent
 from abstractruntime.evidence import EvidenceCaptureStats, EvidenceRecorder
 from abstractruntime.evidence.recorder import EvidenceRecorder as FromItsDocumentedAddress
 
@@ -73,7 +76,7 @@ def test_a_fetched_page_is_kept_and_references_take_its_place():
     bench = Bench()
     output = {"url": "https://a.example", "status_code": 200, "raw_text": LONG, "normalized_text": LONG.upper()}
     results: dict[str, Any] = {"mode": "executed", "results": [result("fetch_url", output)]}
-    stats = bench.record([call("fetch_url", url="https://a.example")], results)
+    stats = bench.record([call("fetch_url", url="http://a.example")], results)
     (changed,) = results["results"]
     (span,) = bench.spans
     shown = changed["output"]
@@ -106,7 +109,7 @@ def test_a_fetched_page_is_kept_and_references_take_its_place():
         "run_id": "r",
         "workflow_id": "w",
         "node_id": "n",
-        "arguments": {"url": "https://a.example"},
+        "arguments": {"url": "http://a.example"},
         "actor_id": "me",
         "session_id": "s",
         "url": "https://a.example",
@@ -182,13 +185,24 @@ def test_a_tool_that_failed_is_evidence_too():
         ([call("fetch_url", "1", url="a"), call("fetch_url", "9", url="b")], ["1", "2"], ["a", None]),
         ([None, call("fetch_url", "1", url="a")], ["1"], ["a"]),
         ("nonsense", ["1"], [None]),
+        (None, ["1"], [None]),
     ],
 )
 def test_a_result_is_evidence_of_the_call_that_it_belongs_to(calls, results, urls):
     bench = Bench()
     stats = bench.record(calls, [result("fetch_url", {"n": place}, given) for place, given in enumerate(results)])
     assert stats.recorded == len(results)
+    assert bench.warnings == []
     assert [span.get("url") for span in bench.spans] == urls
+
+
+def test_calls_that_are_none_are_no_trouble_while_an_effect_is_in_flight():
+    bench = Bench()
+    effect = Effect("tool_calls", {"tool_calls": [call("web_search", given={"$secret": "shop"}), None]})
+    bench.run.intent = Intent(step_id="r:0.1", seq=0, node_id="n", effect=effect, key="k", started_at=NOW)
+    nothing: list[Any] = [None, "text", [None], [5], {}]
+    for calls in nothing:
+        assert bench.record(calls, [result("web_search", {})]).recorded == 1
 
 
 @pytest.mark.parametrize("results", [None, "text", {}, {"results": None}, [None, "x", {}, {"name": None}]])
@@ -206,6 +220,14 @@ def test_a_result_is_recorded_once():
     assert bench.record([], results).recorded == 0
     assert (results, bench.run.vars) == before
     assert results[0]["meta"]["mine"] == 1
+
+
+def test_what_is_the_same_in_everything_is_listed_once():
+    bench = Bench()
+    results = [result("web_search", {"results": []}), result("web_search", {"results": []})]
+    bench.record([], results)
+    (span,) = bench.spans
+    assert [one["meta"]["evidence_id"] for one in results] == [span["artifact_id"]] * 2
 
 
 def test_what_else_is_in_the_vars_of_the_run_stays_and_what_shares_it_does_not_change():
@@ -226,6 +248,15 @@ def test_raw_secrets_are_in_no_evidence():
     contents = [bench.store.load_text(found.artifact_id) for found in bench.store.list_all()]
     assert len(contents) == 2
     assert "hush" not in str(contents)
+
+
+def test_arguments_that_are_json_text_are_read_and_other_texts_stay():
+    bench = Bench()
+    calls = [{"name": "web_search", "arguments": text} for text in ('{"query": "tea", "api_key": "hush"}', "{broken")]
+    bench.record(calls, [result("web_search", {"n": 1}, ""), result("web_search", {"n": 2}, "")])
+    evidence = [bench.store.load_json(span["artifact_id"]) for span in bench.spans]
+    assert evidence[0]["arguments"] == {"query": "tea", "api_key": {"$redacted": "api_key"}}
+    assert [evidence[0]["query"], evidence[1]["arguments"]] == ["tea", "{broken"]
 
 
 class FullStore(InMemoryArtifactStore):
@@ -351,6 +382,35 @@ async def test_an_attempt_that_failed_leaves_no_evidence_in_the_run(world):
     state = await rt.tick(workflow=one("tool_calls", CALLS), run_id=state.run_id)
     assert state.status is RunStatus.COMPLETED, state.error
     assert len(await rt.list_evidence(state.run_id)) == 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_the_secrets_that_a_call_was_given_are_in_no_artifact(world, several):
+    store = InMemoryArtifactStore()
+    recorder = EvidenceRecorder(artifact_store=store)
+    seen: list[str] = []
+
+    def search(call: EffectCall) -> EffectOutcome:
+        calls = call.payload["tool_calls"]
+        seen.append(calls[0]["arguments"]["given"])
+        results = [result("web_search", {"echo": f"with {seen[-1]}"}), result("execute_command", {"stdout": seen[-1]})]
+        stats = recorder.record_tool_calls(run=call.run, node_id="n", tool_calls=calls, tool_results=results)
+        return EffectOutcome.completed({"results": results}, changes=stats.changes)
+
+    def plan(run: RunState, ctx: Any) -> StepPlan:
+        arguments = {"query": "tea", "given": {"$secret": "shop"}}
+        effect = Effect("tool_calls", {"tool_calls": [{"name": "web_search", "arguments": arguments}]}, "found")
+        return StepPlan("plan", effects=[effect], next_node="end") if several else StepPlan("plan", effect, "end")
+
+    rt = world.runtime({"tool_calls": search}, artifact_store=store, secrets={"shop": "hush-hush"})
+    state = await rt.run(worlds.flow("plan", plan=plan))
+    assert state.status is RunStatus.COMPLETED, state.error
+    assert seen == ["hush-hush"]
+    assert len(await rt.list_evidence(state.run_id)) == 2
+    contents = [store.load_text(found.artifact_id) for found in store.list_all()]
+    assert len(contents) == 4
+    assert "hush" not in str([contents, state.vars, await rt.get_ledger(state.run_id)])
+    assert "[redacted]" in str(contents)
 
 
 async def test_what_is_listed_is_a_copy(world):

@@ -12,14 +12,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..core.changes import changed
 from ..core.clock import SYSTEM_CLOCK, Clock, iso
 from ..core.models import Change, RunState
-from ..core.secrets import admit
+from ..core.secrets import admit, hidden_in, scrub
 from ..storage.artifacts import artifact_ref
 from .reading import SPANS
-from .tools import OTHER, RULES, WHOLE, ToolCall, facts_of, paired
+from .tools import OTHER, RULES, WHOLE, ToolCall, call_of, facts_of, paired
 
 log = logging.getLogger("abstractruntime")
 
@@ -80,73 +81,56 @@ class EvidenceRecorder:
         """Record each result of the tools in `tool_names`; `tool_results` is that of TOOL_CALLS, or the list in it.
 
         Per result: long texts go to artifacts, and references take their place in the result; an artifact with the
-        evidence is stored, with raw secrets redacted; its id becomes `result["meta"]["evidence_id"]`, and an entry in
-        the run's `_runtime.memory_spans` names it. Both arguments are changed in place; of `run`, only `vars`. A result
-        that has an evidence id is not recorded again.
+        evidence is stored, without the secrets of the effect in flight and with raw ones redacted; its id becomes
+        `result["meta"]["evidence_id"]`, and an entry in the run's `_runtime.memory_spans` names it. The results are
+        changed in place, and `run.vars` is replaced by a dict with the entries. A result that has an evidence id is
+        not recorded again.
 
         Never raises for what a result holds or a store does: that result stays as it is, and why is told in the log
         and the run's `_runtime.evidence_warnings`.
         """
         changes = []
         recorded = 0
+        hidden = _hidden(run, tool_calls)
         for pair in paired(tool_calls, tool_results):
             if pair.name not in self._tool_names or _is_recorded(pair.result):
                 continue
             now = iso(self._clock.now())
             try:
-                changes.append(self._record(run, node_id, pair, now))
+                changes.append(self._record(run, node_id, pair, now, hidden))
                 recorded += 1
             except Exception as error:  # a boundary: the tool has run, and its result must land whatever a store does
-                log.warning("No evidence of %s in run %r could be kept", pair.name, run.run_id, exc_info=error)
-                changes.append(Change(path=WARNINGS, op="append", value=_warning(node_id, pair, now, error)))
+                why = scrub(f"{type(error).__name__}: {error}", hidden)
+                log.warning("No evidence of %s in run %r could be kept: %s", pair.name, run.run_id, why)
+                changes.append(Change(path=WARNINGS, op="append", value=_warning(node_id, pair, now, why)))
         run.vars = changed(run.vars, changes)
         return EvidenceCaptureStats(recorded, tuple(changes))
 
-    def _record(self, run: RunState, node_id: str, pair: ToolCall, now: str) -> Change:
+    def _record(self, run: RunState, node_id: str, pair: ToolCall, now: str, hidden: list[str]) -> Change:
         """Store everything, and only then change the result."""
+        result = pair.result
+        pair = replace(pair, result=scrub(result, hidden), arguments=scrub(pair.arguments, hidden))
+        before = pair.result.get("output")
         output, artifacts = self._archived(run, pair)
-        rule, result = RULES.get(pair.name, OTHER), pair.result
-        facts = facts_of(rule, result.get("output"), pair.arguments)
-        evidence = {
-            **facts,
-            "tool_name": pair.name,
-            "call_id": pair.call_id,
-            "success": result.get("success") is True,
-            "error": result.get("error"),
-            "created_at": now,
-            "run_id": run.run_id,
-            "workflow_id": run.workflow_id,
-            "node_id": node_id,
-            "arguments": pair.arguments,
-            "actor_id": run.actor_id,
-            "session_id": run.session_id,
-            "artifacts": artifacts,
-        }
-        evidence_id = self._keep_json(run, pair, "evidence", admit(evidence, "evidence"))
-        span = {
-            "kind": "evidence",
-            "artifact_id": evidence_id,
-            "created_at": now,
-            "from_timestamp": now,
-            "to_timestamp": now,
-            "message_count": 0,
-            "tool_name": pair.name,
-            "call_id": pair.call_id,
-            "success": evidence["success"],
-        }
+        rule = RULES.get(pair.name, OTHER)
+        facts = facts_of(rule, before, pair.arguments)
+        evidence = admit(facts | _evidence(run, node_id, pair, now, artifacts), "evidence")
+        evidence_id = self._keep_json(run, pair, "evidence", evidence)
+        span = _span(pair, now, evidence_id)
         if rule.subject in facts:
             span[rule.shown_as] = _shown(facts[rule.subject])
         if artifacts:
             span["artifacts"] = artifacts  # they are kept while a run names them
         meta = result.get("meta")
-        if output is not result.get("output"):
+        if output is not before:
             result["output"] = output
         result["meta"] = {**(meta if isinstance(meta, dict) else {}), "evidence_id": evidence_id}
         return Change(path=SPANS, op="append_once", match=("artifact_id", evidence_id), value=span)
 
-    def _archived(self, run: RunState, pair: ToolCall) -> tuple[Any, dict[str, Any]]:
+    def _archived(self, run: RunState, pair: ToolCall) -> tuple[Any, dict[str, dict[str, str]]]:
         """The output as the result shall have it, and the references to what was archived of it, by name."""
-        output, artifacts = pair.result.get("output"), {}
+        output = pair.result.get("output")
+        artifacts: dict[str, dict[str, str]] = {}
         texts = RULES.get(pair.name, OTHER).texts
         if not texts or not isinstance(output, dict):
             if output is not None:
@@ -168,6 +152,50 @@ class EvidenceRecorder:
         return str(self._store.store_json(value, run_id=run.run_id, tags=_tags(kind, pair)).artifact_id)
 
 
+def _evidence(
+    run: RunState, node_id: str, pair: ToolCall, now: str, artifacts: dict[str, dict[str, str]]
+) -> dict[str, Any]:
+    return {
+        "tool_name": pair.name,
+        "call_id": pair.call_id,
+        "success": pair.success,
+        "error": pair.result.get("error"),
+        "created_at": now,
+        "run_id": run.run_id,
+        "workflow_id": run.workflow_id,
+        "node_id": node_id,
+        "arguments": pair.arguments,
+        "actor_id": run.actor_id,
+        "session_id": run.session_id,
+        "artifacts": artifacts,
+    }
+
+
+def _span(pair: ToolCall, now: str, evidence_id: str) -> dict[str, Any]:
+    return {
+        "kind": "evidence",
+        "artifact_id": evidence_id,
+        "created_at": now,
+        "from_timestamp": now,
+        "to_timestamp": now,
+        "message_count": 0,
+        "tool_name": pair.name,
+        "call_id": pair.call_id,
+        "success": pair.success,
+    }
+
+
+def _hidden(run: RunState, tool_calls: Any) -> list[str]:
+    """The secrets that were put into the calls: the effect in flight names them where the calls hold them."""
+    hidden: list[str] = []
+    for intent in () if run.intent is None else run.intent.parts or (run.intent,):
+        stored = intent.effect.payload.get("tool_calls")
+        for index, call in enumerate(stored if isinstance(stored, list) else ()):
+            if isinstance(call, dict):
+                hidden += hidden_in(call, call_of(call, index, tool_calls))
+    return hidden
+
+
 def _tags(kind: str, pair: ToolCall, part: str | None = None) -> dict[str, str]:
     return {"kind": kind, "tool_name": pair.name} | ({} if part is None else {"part": part})
 
@@ -177,8 +205,8 @@ def _is_recorded(result: dict[str, Any]) -> bool:
     return isinstance(meta, dict) and bool(meta.get("evidence_id"))
 
 
-def _warning(node_id: str, pair: ToolCall, now: str, error: Exception) -> dict[str, Any]:
-    text = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
+def _warning(node_id: str, pair: ToolCall, now: str, why: str) -> dict[str, Any]:
+    text = why.encode("utf-8", "backslashreplace").decode()[:_MAX_SHOWN]
     return {"created_at": now, "node_id": node_id, "tool_name": pair.name, "call_id": pair.call_id, "error": text}
 
 

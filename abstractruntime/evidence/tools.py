@@ -6,6 +6,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from ..core.codec import REFUSALS, decode
+
 
 class ToolRule(Struct, frozen=True, kw_only=True):
     """How the result of one tool becomes evidence.
@@ -63,6 +65,11 @@ class ToolCall(Struct, frozen=True, kw_only=True):
     call_id: str
     arguments: Any
 
+    @property
+    def success(self) -> bool:
+        """Whether the tool said so."""
+        return self.result.get("success") is True
+
 
 def paired(tool_calls: Any, tool_results: Any) -> list[ToolCall]:
     """Every result with its call: the one at its place, or where ids say otherwise the one with its id.
@@ -70,25 +77,34 @@ def paired(tool_calls: Any, tool_results: Any) -> list[ToolCall]:
     `tool_results` is the result of a TOOL_CALLS effect or the list in it; what is no dict in the lists is left out.
     """
     results = tool_results.get("results") if isinstance(tool_results, dict) else tool_results
-    calls = tool_calls if isinstance(tool_calls, list | tuple) else ()
     pairs = []
     for index, result in enumerate(results if isinstance(results, list | tuple) else ()):
         if not isinstance(result, dict):
             continue
-        call = _call_of(result, index, calls)
+        call = call_of(result, index, tool_calls)
         name, call_id = result.get("name") or call.get("name"), _ids(result) or _ids(call)
         pairs.append(
             ToolCall(
                 result=result,
                 name=str(name or "").strip(),
                 call_id=call_id[0] if call_id else "",
-                arguments=call.get("arguments"),
+                arguments=_read(call.get("arguments")),
             )
         )
     return pairs
 
 
-def _call_of(result: dict[str, Any], index: int, calls: Any) -> dict[str, Any]:
+def _read(arguments: Any) -> Any:
+    """Arguments that came as JSON text, as models write them, as the dict in it, so that secrets are seen."""
+    try:
+        return decode(arguments) if isinstance(arguments, str) else arguments
+    except REFUSALS:
+        return arguments
+
+
+def call_of(result: dict[str, Any], index: int, calls: Any) -> dict[str, Any]:
+    """The call that a result at this place belongs to; `{}` if there is none."""
+    calls = calls if isinstance(calls, list | tuple) else ()
     there = calls[index] if index < len(calls) and isinstance(calls[index], dict) else {}
     wanted = set(_ids(result))
     if there and (not wanted or not _ids(there) or wanted & set(_ids(there))):
