@@ -22,8 +22,10 @@ from .core.spec import DefaultRunContext, RunContext, WorkflowSpec
 from .core.threads import WorkerThreads
 from .core.typed import check_vars
 from .deleting import DeletesRuns
+from .delivering import Deliveries
 from .effects.builtin import builtin_handlers
 from .effects.handlers import adapt
+from .emitting import EmitsEvents
 from .engine import Engine
 from .following import FollowsLedgers
 from .managing import ManagesRuns
@@ -41,7 +43,7 @@ MAX_HANDLER_THREADS = 64
 _RUN_STEPS = 1000
 
 
-class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesRuns):
+class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesRuns, EmitsEvents):
     """Runs workflows durably on an event loop.
 
     Every step of a run is one atomic commit of its state and its ledger; a run that waits costs nothing; any process
@@ -96,9 +98,16 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
         threads = WorkerThreads(MAX_HANDLER_THREADS)
         joined = join(run_store, ledger_store)
         self._backend = joined.resolving or joined.stored
-        self._journal = Journal(joined.stored, self._clock, layers=joined.layers, resolving=joined.resolving)
+        self._journal = Journal(
+            joined.stored,
+            self._clock,
+            layers=joined.layers,
+            resolving=joined.resolving,
+            keep=self._config.max_stream_messages,
+        )
         self._leases = Leases(self._backend, self._clock, lease_seconds)
-        handlers = builtin_handlers(self._load_other)
+        listening = self._backend.listening if self._backend.atomic else None
+        handlers = builtin_handlers(self._load_other, listening, lambda: self._workflow_registry)
         handlers |= {str(kind): adapt(handler, threads) for kind, handler in (effect_handlers or {}).items()}
         self._attempts = Attempts(
             clock=self._clock,
@@ -108,18 +117,25 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
             capacity=Capacity(effect_limits),
             whole=self._backend.atomic,
         )
+        self._deliveries = Deliveries(
+            journal=self._journal,
+            stamp=lambda: self._performer.stamp(),
+            registry=lambda: self._workflow_registry,
+        )
         self._performer = Performer(
             journal=self._journal,
             leases=self._leases,
             clock=self._clock,
             attempts=self._attempts,
             max_inline_backoff=max_inline_backoff,
+            sent=self._deliveries.after,
         )
         self._node_errors = NodeErrors(on_node_error, quarantine_after)
         self._engine = Engine(
             journal=self._journal,
             leases=self._leases,
             performer=self._performer,
+            deliveries=self._deliveries,
             clock=self._clock,
             context=self._ctx,
             max_inline_backoff=max_inline_backoff,

@@ -32,6 +32,7 @@ FLOORS = (
         "core.graph",
         "identity",
     ),
+    ("core.streams",),
     (
         "core.secrets",
         "core.spec",
@@ -52,8 +53,9 @@ FLOORS = (
     ("attempts", "landings", "node_errors", "others", "plans", "starting"),
     ("parallel",),
     ("performer", "following", "reading"),
+    ("delivering",),
     ("engine",),
-    ("managing", "deleting", "history"),
+    ("managing", "deleting", "emitting", "history"),
     ("runtime",),
     ("sync",),
     ("testing",),

@@ -2,7 +2,8 @@
 
 Nothing here awaits, reads a clock or sees a store. `moves` says what a run needs next, `steps` is the life of a step
 and `parallel` that of one with several effects, `attempts` what both are made of, `waits` how a run comes to wait
-and goes on, `control` what others do to it, `restore` the way back to an earlier state; `state` holds what they share.
+and goes on, `messages` how one reaches it, `control` what others do to it, `restore` the way back to an earlier state;
+`state` holds what they share.
 """
 
 from .attempts import in_flight, span
@@ -21,7 +22,8 @@ from .control import (
     unpause,
 )
 from .elsewhere import elsewhere
-from .moves import Answer, Ask, Busy, Later, Move, Perform, Rest, Wake, next_move
+from .messages import comes_in_time, deliver
+from .moves import Answer, Ask, Busy, Deliver, Later, Move, Perform, Rest, Wake, next_move
 from .parallel import (
     PARALLEL,
     at_seq,
@@ -61,6 +63,7 @@ __all__ = [
     "Answer",
     "Ask",
     "Busy",
+    "Deliver",
     "Later",
     "Move",
     "Perform",
@@ -75,9 +78,11 @@ __all__ = [
     "cancel",
     "check_answer",
     "claim",
+    "comes_in_time",
     "complete",
     "create",
     "decide_unknown",
+    "deliver",
     "elsewhere",
     "ended_record",
     "expire",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from msgspec import Struct
 
 from ..models import TERMINAL, Intent, Request, RunState, RunStatus
+from ..streams import Unread
+from .messages import comes_in_time
 
 
 class Rest(Struct, frozen=True, gc=False):
@@ -31,6 +33,12 @@ class Wake(Struct, frozen=True, gc=False):
     """A timer or a deadline has passed."""
 
 
+class Deliver(Struct, frozen=True, gc=False):
+    """A message lies there that the run waits for."""
+
+    found: Unread
+
+
 class Perform(Struct, frozen=True, gc=False):
     """A promised effect that nobody performs. `lost` means that somebody did, and died."""
 
@@ -42,11 +50,21 @@ class Ask(Struct, frozen=True, gc=False):
     """Nothing is in flight: ask the node."""
 
 
-Move = Rest | Later | Busy | Answer | Wake | Perform | Ask
+Move = Rest | Later | Busy | Answer | Wake | Deliver | Perform | Ask
 
 
-def next_move(run: RunState, *, now: str, requests: tuple[Request, ...] = (), held: bool = False) -> Move:
-    """What to do with this run now. `held` says whether the holder of its intent is alive and at it."""
+def next_move(
+    run: RunState,
+    *,
+    now: str,
+    requests: tuple[Request, ...] = (),
+    held: bool = False,
+    unread: Unread | None = None,
+) -> Move:
+    """What to do with this run now.
+
+    `held` says whether the holder of its intent is alive and at it, `unread` is the next message that it waits for.
+    """
     if run.status in TERMINAL:
         return Rest()
     if requests:
@@ -54,6 +72,8 @@ def next_move(run: RunState, *, now: str, requests: tuple[Request, ...] = (), he
     if run.paused:
         return Rest()
     if run.status is RunStatus.WAITING:
+        if run.waiting is not None and unread is not None and comes_in_time(run.waiting, unread):
+            return Deliver(unread)
         until = run.waiting.until if run.waiting else None
         return Wake() if until is not None and until <= now else Rest()
     intent = run.intent

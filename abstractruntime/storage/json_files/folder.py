@@ -1,10 +1,10 @@
 """A folder of runs and ledgers: one atomic commit of a step, in plain files.
 
 The rename of a run's file is the commit. The file holds, as `pending`, what the commit writes elsewhere: the records
-of its ledger, and requests to other runs. That is then written there, and the run's next commit drops it. Until it is
-there, whoever reads a ledger reads it together with what is pending; so a crash in between loses nothing. A landing
-leaves the state alone: its commit is the append to the ledger, whose lines count together or not at all. What an error
-left undone is done first when the run, or the one it was meant for, is next written.
+of its ledger, requests to other runs, and messages. That is then written there, and the run's next commit drops it.
+Until it is there, whoever reads a ledger reads it together with what is pending; so a crash in between loses nothing. A
+landing leaves the state alone: its commit is the append to the ledger, whose lines count together or not at all. What
+an error left undone is done first when the run, or the one it was meant for, is next written.
 
 An object is used by any number of threads; each operation runs whole under its lock. It blocks on file calls.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from weakref import WeakSet
 
@@ -22,15 +22,17 @@ from msgspec.structs import replace
 
 from ...core.backend import Loaded, Write
 from ...core.chain import linked
-from ...core.codec import decode_records, encode_run
+from ...core.codec import decode_records, decode_run, encode_run
 from ...core.errors import RevisionConflict, StoreCorrupt, StoreError, StoreUnclear, StoreVanished
-from ...core.models import Request, RunState, StepRecord
+from ...core.models import Message, Request, RunState, StepRecord
+from ...core.streams import Listening, Unread, listener_of
 from ..sqlite.failures import translated_os
 from .files import Files
 from .index import Index, Row, sweep
 from .ledger import Ledger
 from .lock import FolderLock
 from .names import ledger_file, run_file
+from .streams import StreamFiles
 from .texts import Addressed, Beside, Pending, read_run, run_text
 
 log = logging.getLogger("abstractruntime.storage")
@@ -116,7 +118,7 @@ class Folder:
         ledger = self.ledger(run_id)
         self._settle(run_id)
         _check(write, row, ledger.count)
-        if write.landing and not write.requests:
+        if write.landing and not (write.requests or write.messages):
             records = decode_records(write.records, run_id)
             ledger.append(records, write.lookup_key)
             return
@@ -126,6 +128,8 @@ class Folder:
             stored = self._stored(run_id)
             assert stored is not None
             run, data = stored[0], encode_run(stored[0])
+        if write.messages:
+            self._streams.keep = write.keep
         self._write_run(run, data, beside)
         assert beside.pending is not None
         ledger.owe(beside.pending.records, beside.pending.lookup_key, beside.chain_head)
@@ -160,6 +164,8 @@ class Folder:
             self._index.reread(name)
             raise
         self._index.drop(run_id)
+        self._streams.known.leave(run_id)
+        self._streams.remove(f"run:{run_id}")
         return there
 
     def delete_ledger(self, run_id: str) -> int:
@@ -181,6 +187,62 @@ class Folder:
         self._ledgers.pop(run_id, None)
         self.files.remove(path)
         return count
+
+    # -- streams
+
+    def send(self, messages: Iterable[Message], keep: int) -> None:
+        """Put messages on their streams: see `core.backend.Backend`."""
+        self._own()
+        self._streams.send(messages, keep)
+
+    def unread(self, key: str, name: str, read: Mapping[str, int], since: str) -> Unread | None:
+        """The next message that somebody has not read; what a crash left pending is put in its place before."""
+        streams = self._streams_now([key])
+        return streams.known.stream(key).unread(key, name, read, since)
+
+    def listening(self, message: Message, limit: int) -> Listening:
+        """Whose waits the message would make due."""
+        self._own()
+        self._streams.settle([message.stream])
+        known = self._streams.known
+        if message.message_id in known.stream(message.stream):
+            return Listening()
+        rows = [(run_id, self._index.rows[run_id].narrow) for run_id in known.heard_by(message)[:limit]]
+        if not rows:
+            return Listening(names=known.names(message.stream))
+        return Listening(listeners=tuple(listener_of(decode_run(data, run_id)) for run_id, data in rows))
+
+    def nudged(self, key: str | None, limit: int) -> list[str]:
+        """Runs whose waits are due, the longest first."""
+        streams = self._streams_now(None if key is None else [key])
+        if not self._owning:
+            for run_id, row in self._index.rows.items():
+                streams.known.take(run_id, row.hearing)
+        return streams.known.nudged(key, limit)
+
+    def _streams_now(self, keys: list[str] | None) -> StreamFiles:
+        """The streams with all that belongs into these of them, or into any.
+
+        Where nobody writes and something is missing since a crash, this process becomes the one that writes.
+        """
+        if not self._owning:
+            self._index.refresh()
+            self._streams = StreamFiles(self.path, self.files)
+            if self._missing(keys):
+                self._own()
+        if self._owning:
+            self._streams.settle(self._streams.unsettled if keys is None else keys)
+        return self._streams
+
+    def _missing(self, keys: list[str] | None) -> bool:
+        """Whether a run's file holds a message that is not on its stream."""
+        return any(
+            message.message_id not in self._streams.known.stream(message.stream)
+            for row in self._index.rows.values()
+            if row.beside.pending is not None
+            for message in row.beside.pending.messages
+            if keys is None or message.stream in keys
+        )
 
     # -- whose folder it is
 
@@ -207,6 +269,7 @@ class Folder:
         """Forget what is known of the files, but not who uses this object."""
         self._index = Index(self.path, self.files)
         self._ledgers: dict[str, Ledger] = {}
+        self._streams = StreamFiles(self.path, self.files)
 
     def _own(self) -> None:
         """Be the process that writes here, or raise a StoreError that names it."""
@@ -223,6 +286,7 @@ class Folder:
         sweep(self.path)
         self._index.refresh()
         for run_id, row in list(self._index.rows.items()):
+            self._streams.known.take(run_id, row.hearing)
             pending = row.beside.pending
             if pending is None:
                 continue
@@ -311,6 +375,7 @@ class Folder:
                 records=records,
                 lookup_key=write.lookup_key,
                 requests=self._addressed(run.run_id, write.requests),
+                messages=write.messages,
                 commit_id=run.commit_id,
             ),
         )
@@ -329,7 +394,8 @@ class Folder:
         return tuple(found)
 
     def _deliver(self, sender: str, pending: Pending) -> None:
-        """Let the requests stand where they are meant for; `_settle` makes that durable."""
+        """Let requests stand where they are meant for, and messages wait for their files; `_settle` writes both."""
+        self._streams.owe(pending.messages)
         for addressed in pending.requests:
             row = self._index.rows.get(addressed.request.run_id)
             if row is not None:
@@ -341,6 +407,9 @@ class Folder:
         ledger = self._ledgers.get(run_id)
         if ledger is not None and not ledger.settled:
             ledger.settle()
+        row = self._index.rows.get(run_id)
+        if row is not None and row.beside.pending is not None:
+            self._streams.settle(message.stream for message in row.beside.pending.messages)
         self._settle_requests(run_id)
 
     def _settle_requests(self, run_id: str) -> None:
@@ -376,13 +445,14 @@ class Folder:
             except StoreError as error:  # whoever needs the file next is told
                 log.warning("Run %s: its file cannot be looked at: %s", run.run_id, error)
             raise
-        self._index.put(run, beside, number)
+        self._streams.known.take(run.run_id, self._index.put(run, beside, number).hearing)
 
     def _look_again(self, run_id: str, old: Row | None) -> None:
         """After a write that may have landed: take what is there as it is, which may not survive."""
         self._index.reread(run_file(run_id))
         self._ledgers.pop(run_id, None)  # it is read again, together with what is pending now
         row = self._index.rows.get(run_id)
+        self._streams.known.take(run_id, None if row is None else row.hearing)
         if row is None:
             return
         row.unsure = True

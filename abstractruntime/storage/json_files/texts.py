@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from ...core.codec import REFUSALS, decode, encode, record_dict
 from ...core.errors import StoreCorrupt
-from ...core.models import Request, RunState, StepRecord, WaitState
+from ...core.models import Message, Request, RunState, StepRecord, WaitState
 
 _CRC_OF_FILE = re.compile(rb',\s*"crc": "([0-9a-f]{8})"\s*\}\s*\Z')
 _CRC_OF_LINE = re.compile(rb',"crc":"([0-9a-f]{8})"\}\Z')
@@ -33,12 +33,16 @@ class Addressed(Struct, frozen=True):
 
 
 class Pending(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the commit of a run's file writes elsewhere: records behind the first `after`, requests to other runs."""
+    """What the commit of a run's file writes elsewhere.
+
+    Records behind the first `after`, requests to other runs, messages on streams.
+    """
 
     after: int
     records: tuple[StepRecord, ...] = ()
     lookup_key: str | None = None
     requests: tuple[Addressed, ...] = ()
+    messages: tuple[Message, ...] = ()
     #: of the commit, for requests are answered once
     commit_id: str | None = None
 

@@ -1,0 +1,31 @@
+"""A message reaches a run: who wins, it or the deadline, and the commit that takes it in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..event_keys import ANY, listens_to
+from ..models import Commit, RunState, WaitState
+from ..streams import Unread, read_on
+from .state import Stamp
+from .waits import conclude
+
+
+def comes_in_time(wait: WaitState, found: Unread) -> bool:
+    """Whether the message ends the wait: it was sent before the deadline, or just then; else the deadline does."""
+    return wait.until is None or found.message.at <= wait.until
+
+
+def deliver(run: RunState, found: Unread, stamp: Stamp) -> Commit:
+    """The run takes the message in: it is written at the wait's `result_key`, and is read from then on."""
+    wait, address = run.waiting, listens_to(run)
+    assert wait is not None
+    assert address is not None
+    stream, name = address
+    payload: dict[str, Any] = dict(found.message.data)
+    if found.missed:
+        payload["missed"] = found.missed
+    read = {**run.read, stream: read_on(run.read.get(stream, {}), found, wildcard=name == ANY)}
+    made = conclude(run, wait, payload, stamp, {"resumed": True, "by": "event"})
+    made.run.read = read
+    return made
