@@ -39,6 +39,8 @@ def store(folder: str, name: str, rounds: int) -> None:
         found = artifacts.load(artifact_id)
         assert found is not None
         assert found.content == content
+        if chance.random() < 0.2:
+            assert artifact_id in {meta.artifact_id for meta in artifacts.list_by_run(name)}
         if number != OWN:
             print(artifact_id, "deleting", flush=True)
             artifacts.delete(artifact_id)

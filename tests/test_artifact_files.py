@@ -31,6 +31,7 @@ from abstractruntime import (
 )
 from abstractruntime.storage.artifacts.metas import look
 from abstractruntime.storage.drafts import Draft
+from abstractruntime.storage.sqlite.failures import translated_os
 
 from .scale import SOAK, scaled
 
@@ -78,9 +79,12 @@ def test_nothing_is_made_before_something_is_stored(tmp_path):
 def test_metadata_without_a_checksum_is_read(store, tmp_path):
     meta = store.store_text("hello")
     plain = {"artifact_id": meta.artifact_id, "content_type": "text/plain", "size_bytes": 5, "blob_id": meta.blob_id}
-    meta_file(tmp_path, meta.artifact_id).write_text(json.dumps({**plain, "created_at": "2026-01-31T10:00:00+01:00"}))
+    unknown = {"tags": None, "access": None, "descriptor": {"media": None, "task": "t"}, "something_else": 1}
+    data = {**plain, **unknown, "created_at": "2026-01-31T10:00:00+01:00"}
+    meta_file(tmp_path, meta.artifact_id).write_text(json.dumps(data, indent=2))
     found = store.get_metadata(meta.artifact_id)
     assert (found.created_at, found.tags) == ("2026-01-31T09:00:00.000000+00:00", {})
+    assert (found.descriptor.task, found.descriptor.media, found.access.access_count) == ("t", {}, 0)
     assert store.list_all() == [found]
     assert store.load_text(meta.artifact_id) == "hello"
 
@@ -436,7 +440,7 @@ class Failing:
             if self.calls == self._at:
                 error = OSError(self._code, os.strerror(self._code))
                 if isinstance(args[0], Draft):
-                    raise StoreFull("x") from error
+                    raise translated_os(error, "draft") from error
                 raise error
             return real(*args)
 
@@ -485,8 +489,9 @@ def test_a_disk_that_fails_anywhere_is_told_and_loses_nothing(tmp_path, operatio
     full = walk(tmp_path, errno.ENOSPC, operation)
     assert full
     assert {type(error) for error in full} == {StoreFull, StoreUnclear}  # unclear: only the name may be lost
-    broken = walk(tmp_path, errno.EIO, operation)
-    assert len(broken) == len(full)
+    broken, read_only = walk(tmp_path, errno.EIO, operation), walk(tmp_path, errno.EROFS, operation)
+    assert len(broken) == len(read_only) == len(full)
+    assert {type(error) for error in read_only} == {StoreReadOnly, StoreUnclear}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -43,6 +43,9 @@ from abstractruntime import (
 
 from .scale import scaled
 
+if sys.platform != "win32":
+    import fcntl
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -278,6 +281,37 @@ def test_threads_append_each_command_once(kind, tmp_path, db):
 @pytest.mark.parametrize("kind", ["jsonl", "sqlite"])
 def test_store_objects_append_each_command_once(kind, tmp_path, db):
     append_together([STORES[kind](tmp_path, db) for _ in range(4)])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_a_file_is_changed_only_by_whoever_holds_its_lock(tmp_path, monkeypatch):
+    store = JsonlCommandStore(tmp_path)
+    held: list[bool] = []
+
+    def spy(name: str) -> None:
+        real = getattr(store, name)
+
+        def call(*args: Any) -> Any:
+            with (tmp_path / "commands.jsonl.lock").open() as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held.append(False)
+                except BlockingIOError:
+                    held.append(True)
+            return real(*args)
+
+        monkeypatch.setattr(store, name, call)
+
+    for name in ("_add", "_mend", "_replace"):
+        spy(name)
+    store.append(command("c1"))
+    with (tmp_path / "commands.jsonl").open("a") as file:
+        file.write("torn")
+    store.append(command("c2"))
+    store.delete_by_run("r")
+    assert held == [True] * 4
+    with (tmp_path / "commands.jsonl.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again
 
 
 # -- cursors

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +26,17 @@ from abstractruntime import (
 from abstractruntime.core.changes import changed
 from abstractruntime.core.models import Elsewhere
 
-from . import worlds
 from .faults import FaultyBackend, ProcessDied
 from .test_ledger_chain import DictLedger, DictRuns
 from .worlds import Gate, World, flow, one
 
-async_world = worlds.async_world
+
+@pytest.fixture(params=["memory", "sqlite", "json"])
+async def async_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    """`AsyncRuntime` on every kind of stores."""
+    made = World("async", request.param, tmp_path)
+    yield made
+    await made.close()
 
 
 def owner_of(run_id: str) -> RunState:
@@ -247,3 +256,29 @@ async def test_stores_that_do_not_commit_together_write_there_too():
         for number in range(2):
             await rt.run(one("note", {"text": "x"}), run_id=f"run-{number}")
         assert [found["by"] for found in (await rt.get_state("owner")).vars["notes"]] == ["run-0", "run-1"]
+
+
+def test_a_run_that_was_made_and_deleted_does_not_come_back(tmp_path):
+    """Files: what a commit has written to others is forgotten when it is there."""
+    first = """
+import sys
+from abstractruntime import JsonFileRunStore, JsonlLedgerStore, Runtime
+from tests.test_elsewhere import HANDLERS, one
+runs = JsonFileRunStore(sys.argv[1])
+rt = Runtime(run_store=runs, ledger_store=JsonlLedgerStore(sys.argv[1]), effect_handlers=HANDLERS)
+rt.run(one("note", {"text": "x"}, then=None), run_id="noter")
+print(runs.delete("owner"))
+"""
+    second = """
+import sys
+from abstractruntime import JsonFileRunStore, RunState
+runs = JsonFileRunStore(sys.argv[1])
+runs.save(RunState("other", "w", "running", "n"))
+print(runs.load("noter").status, runs.load("owner"))
+"""
+    root = Path(__file__).parent.parent
+    said = [
+        subprocess.run([sys.executable, "-c", program, tmp_path], cwd=root, capture_output=True, text=True, check=True)
+        for program in (first, second)
+    ]
+    assert [done.stdout.split() for done in said] == [["True"], ["completed", "None"]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -239,3 +241,17 @@ def test_one_pool_serves_several_loops_at_once():
     for loop in loops:
         loop.join(PATIENCE)
     assert sorted(results) == sorted([0, 1, 2, 3] * 50)
+
+
+async def test_an_idle_thread_keeps_nothing_of_what_it_did():
+    class Result:
+        pass
+
+    pool, result = WorkerThreads(1), Result()
+    gone = weakref.ref(result)
+    await pool.run(lambda given: given, result)
+    del result
+    async with asyncio.timeout(10):
+        while gone() is not None:
+            gc.collect()
+            await asyncio.sleep(0.001)

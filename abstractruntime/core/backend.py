@@ -37,7 +37,7 @@ class Write(Struct, frozen=True, kw_only=True, gc=False):
     hot: bool = False
     #: True when nothing happens if a run of this id exists
     if_absent: bool = False
-    #: other runs, in the same atomic write: each is `if_absent` or `hot`, the latter with `answered` requests that stay
+    #: other runs, in the same atomic write: each is created or `hot`, the latter with `answered` requests that stay
     also: tuple[Write, ...] = ()
     #: True when records are added and the stored state stays as it is, at its revision; standing requests are no bar
     landing: bool = False

@@ -69,7 +69,7 @@ def _other(commit: Commit) -> Write:
     """Another run that is written with a commit: created, or changed in nothing but what its data holds."""
     run, before = commit.run, commit.before
     if before is None:
-        return Write(run=run, data=encode_run(run), expected=None, if_absent=True)
+        return Write(run=run, data=encode_run(run), expected=None, if_absent=commit.if_absent)
     return Write(
         run=run,
         data=encode_run(run),

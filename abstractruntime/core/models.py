@@ -160,7 +160,7 @@ class Change(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     match: tuple[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if (self.match is None) != (self.op in ("set", "append")):
+        if (self.match is not None) != (self.op in ("append_once", "merge")):
             raise ValueError(f"a change with op={self.op!r} {'needs a' if self.match is None else 'takes no'} match")
         if self.op == "merge" and not isinstance(self.value, dict):
             raise ValueError(f"a change with op='merge' needs a dict as value, found {type(self.value).__name__}")
@@ -430,8 +430,10 @@ class Commit(Struct, frozen=True, kw_only=True, gc=False):
     answers: tuple[Request, ...] = ()
     #: of records that must be found again by key: a user's EffectPolicy, a resume_id
     lookup_key: str | None = None
-    #: other runs: those without `before` are created unless they exist, of the others only vars change
+    #: other runs: those without `before` are created, of the others only vars change
     also: tuple[Commit, ...] = ()
+    #: of a run that is one of `also` and created: whether it may exist already, and then stays as it is
+    if_absent: bool = False
     #: how many requests stand at a run that is one of `also`; they go on standing
     standing: int = 0
     #: put on their streams, behind what is there

@@ -79,6 +79,7 @@ class WorkerThreads:
                     future.get_loop().call_soon_threadsafe(_deliver, future, result, error)
                 except RuntimeError:
                     log.debug("The loop that waited for a handler was closed")
+                del function, future, result, error  # an idle thread keeps nothing alive
 
 
 def _attempt(function: Callable[[], Any], future: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:

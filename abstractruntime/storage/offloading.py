@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..core.backend import Backend, Loaded, Write
-from ..core.codec import copy_of_run, decode_run, encode, encode_records, encode_run
+from ..core.codec import REFUSALS, copy_of_run, decode_run, encode, encode_records, encode_run, json_safe
 from ..core.models import TERMINAL, Commit, RunState, StepRecord
 from .base import LedgerStore, RunStore
 from .decorating import AsyncLedgerDecorator, Decorator, LedgerDecorator
@@ -51,7 +51,7 @@ class Shelf(Struct, frozen=True, kw_only=True):
         if run.status not in TERMINAL or self.limit <= 0:
             return run
         inner = {key: value for key, value in run.vars.items() if key.startswith("_")}
-        if len(encode([inner, run.output])) <= self.limit:
+        if _size({"vars": inner, "output": run.output}) <= self.limit:
             return run
         moved = {key: self._moved(value, run.run_id, f"vars.{key}", "checkpoint") for key, value in inner.items()}
         output = self._moved(run.output, run.run_id, "output", "checkpoint")
@@ -59,7 +59,7 @@ class Shelf(Struct, frozen=True, kw_only=True):
 
     def record(self, record: StepRecord) -> StepRecord:
         """A record without its large values; the record itself if it has none."""
-        if self.limit <= 0 or len(encode([record.effect, record.result])) <= self.limit:
+        if self.limit <= 0 or _size({"effect": record.effect, "result": record.result}) <= self.limit:
             return record
         effect = self._moved(record.effect, record.run_id, "effect", "ledger")
         result = self._moved(
@@ -77,6 +77,16 @@ class Shelf(Struct, frozen=True, kw_only=True):
             root_path=path,
             allow_root_replace=replace,
         )
+
+
+def _size(fields: dict[str, Any]) -> int:
+    """Bytes of compact JSON. Raises `UnsafeValue`, naming the place, for what is none."""
+    try:
+        return len(encode(fields))
+    except REFUSALS:
+        for name, value in fields.items():
+            json_safe(value, name)
+        raise
 
 
 def shelf(artifact_store: Any, max_inline_bytes: int | None) -> Shelf:

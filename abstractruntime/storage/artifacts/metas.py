@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -50,13 +50,18 @@ def encode_meta(meta: ArtifactMetadata) -> bytes:
 
 
 def decode_meta(data: bytes, path: Path) -> ArtifactMetadata:
-    """The metadata in a file. One without a checksum is taken as it is. Raises StoreCorrupt naming the file."""
+    """The metadata in a file. Raises StoreCorrupt naming the file.
+
+    One without a checksum is not this package's, but of the documented form; it may say None where nothing is known.
+    """
     try:
         plain = decode(data)
         if not isinstance(plain, dict):
             raise ValueError("it holds no JSON object")
         checksum = plain.pop(_CHECKSUM, None)
-        if checksum is not None and checksum != digest(plain):
+        if checksum is None:
+            plain = _without_none(plain)
+        elif checksum != digest(plain):
             raise ValueError("its checksum does not fit")
         meta = msgspec.convert(plain, ArtifactMetadata)
         meta.created_at = instant(meta.created_at)
@@ -99,6 +104,15 @@ def look(refs: Path, known: Mapping[str, Seen]) -> Look:
             if meta is not None:
                 seen[name] = Seen(stamp, meta)
     return Look(seen, damaged)
+
+
+def _without_none(plain: dict[str, Any]) -> dict[str, Any]:
+    """Without what says None, at the top and in the parts, so that the defaults take its place."""
+    return {
+        key: _without_none(value) if key in ("descriptor", "access") and isinstance(value, dict) else value
+        for key, value in plain.items()
+        if value is not None
+    }
 
 
 def _stamps(refs: Path) -> dict[str, str]:

@@ -50,7 +50,7 @@ class ArtifactDescriptor(_Dictable):
     step_id: str | None = None
     effect_id: str | None = None
     turn_id: str | None = None
-    ledger_cursor: int | None = None
+    ledger_cursor: int | str | None = None
     parent_run_id: str | None = None
     actor_id: str | None = None
     producer: dict[str, Any] = {}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from weakref import WeakSet
 
@@ -22,25 +21,26 @@ from msgspec.structs import replace
 
 from ...core.backend import Loaded, Write
 from ...core.chain import linked
-from ...core.codec import decode_records, decode_run, encode_run
-from ...core.errors import RevisionConflict, StoreCorrupt, StoreError, StoreUnclear, StoreVanished
-from ...core.models import Message, Request, RunState, StepRecord
-from ...core.streams import Listening, Unread, listener_of
+from ...core.codec import decode_records, encode_run
+from ...core.errors import StoreCorrupt, StoreError, StoreUnclear, StoreVanished
+from ...core.models import RunState, StepRecord
 from ..sqlite.failures import translated_os
 from .files import Files
 from .index import Index, Row, sweep
 from .ledger import Ledger
 from .lock import FolderLock
 from .names import ledger_file, run_file
+from .owing import Owing, check_guard
+from .speaking import Speaking
 from .streams import StreamFiles
-from .texts import Addressed, Beside, Pending, read_run, run_text
+from .texts import Beside, Pending, read_run, run_text
 
 log = logging.getLogger("abstractruntime.storage")
 
 _FOLDERS: WeakSet[Folder] = WeakSet()
 
 
-class Folder:
+class Folder(Owing, Speaking):
     """The runs and ledgers of one folder. Only the process that holds its lock writes; others may read."""
 
     def __init__(self, path: Path, files: Files | None = None) -> None:
@@ -117,12 +117,13 @@ class Folder:
         row = self._row(run_id)
         ledger = self.ledger(run_id)
         self._settle(run_id)
-        _check(write, row, ledger.count)
-        if write.landing and not (write.requests or write.messages):
+        check_guard(write, row, ledger.count)
+        also = self._checked_others(write)
+        if write.landing and not (write.requests or also or write.messages):
             records = decode_records(write.records, run_id)
             ledger.append(records, write.lookup_key)
             return
-        beside = self._beside(write, row, ledger)
+        beside = self._beside(write, row, ledger, also)
         run, data = write.run, write.data
         if write.landing:
             stored = self._stored(run_id)
@@ -145,7 +146,7 @@ class Folder:
         ledger = self.ledger(record.run_id)
         if chain or ledger.head is not None:
             (record,) = linked([record], ledger.head)
-        ledger.settle()
+        self._settle(record.run_id)
         ledger.append([record])
         return record
 
@@ -174,12 +175,12 @@ class Folder:
         path = self.path / ledger_file(run_id)
         try:
             count = self.ledger(run_id).count
-            self._settle(run_id)
         except StoreCorrupt:  # to delete it is one way out
             count = (self.files.read(path) or b"").count(b"\n")
-        row = self._row(run_id)
+        self._row(run_id)
+        self._settle(run_id)
+        row = self._index.rows.get(run_id)
         if row is not None and row.beside.records:  # else it would miss them
-            self._settle_requests(run_id)
             found = self._stored(run_id)
             assert found is not None
             beside = replace(row.beside, records=0, chain_head=None, pending=None)
@@ -187,62 +188,6 @@ class Folder:
         self._ledgers.pop(run_id, None)
         self.files.remove(path)
         return count
-
-    # -- streams
-
-    def send(self, messages: Iterable[Message], keep: int) -> None:
-        """Put messages on their streams: see `core.backend.Backend`."""
-        self._own()
-        self._streams.send(messages, keep)
-
-    def unread(self, key: str, name: str, read: Mapping[str, int], since: str) -> Unread | None:
-        """The next message that somebody has not read; what a crash left pending is put in its place before."""
-        streams = self._streams_now([key])
-        return streams.known.stream(key).unread(key, name, read, since)
-
-    def listening(self, message: Message, limit: int) -> Listening:
-        """Whose waits the message would make due."""
-        self._own()
-        self._streams.settle([message.stream])
-        known = self._streams.known
-        if message.message_id in known.stream(message.stream):
-            return Listening()
-        rows = [(run_id, self._index.rows[run_id].narrow) for run_id in known.heard_by(message)[:limit]]
-        if not rows:
-            return Listening(names=known.names(message.stream))
-        return Listening(listeners=tuple(listener_of(decode_run(data, run_id)) for run_id, data in rows))
-
-    def nudged(self, key: str | None, limit: int) -> list[str]:
-        """Runs whose waits are due, the longest first."""
-        streams = self._streams_now(None if key is None else [key])
-        if not self._owning:
-            for run_id, row in self._index.rows.items():
-                streams.known.take(run_id, row.hearing)
-        return streams.known.nudged(key, limit)
-
-    def _streams_now(self, keys: list[str] | None) -> StreamFiles:
-        """The streams with all that belongs into these of them, or into any.
-
-        Where nobody writes and something is missing since a crash, this process becomes the one that writes.
-        """
-        if not self._owning:
-            self._index.refresh()
-            self._streams = StreamFiles(self.path, self.files)
-            if self._missing(keys):
-                self._own()
-        if self._owning:
-            self._streams.settle(self._streams.unsettled if keys is None else keys)
-        return self._streams
-
-    def _missing(self, keys: list[str] | None) -> bool:
-        """Whether a run's file holds a message that is not on its stream."""
-        return any(
-            message.message_id not in self._streams.known.stream(message.stream)
-            for row in self._index.rows.values()
-            if row.beside.pending is not None
-            for message in row.beside.pending.messages
-            if keys is None or message.stream in keys
-        )
 
     # -- whose folder it is
 
@@ -269,6 +214,8 @@ class Folder:
         """Forget what is known of the files, but not who uses this object."""
         self._index = Index(self.path, self.files)
         self._ledgers: dict[str, Ledger] = {}
+        #: runs whose files another run's commit has left to be written, and that other run
+        self._owed: dict[str, str] = {}
         self._streams = StreamFiles(self.path, self.files)
 
     def _own(self) -> None:
@@ -285,8 +232,8 @@ class Folder:
         self._begin_anew()
         sweep(self.path)
         self._index.refresh()
+        self._hear(self._streams)
         for run_id, row in list(self._index.rows.items()):
-            self._streams.known.take(run_id, row.hearing)
             pending = row.beside.pending
             if pending is None:
                 continue
@@ -315,14 +262,26 @@ class Folder:
     # -- pieces
 
     def _stored(self, run_id: str) -> tuple[RunState, Beside] | None:
-        """What the run's file holds, or None. Raises StoreCorrupt, also for a file that is missing."""
-        owned, path = self._owning, self.path / run_file(run_id)
+        """What the run's file holds, with what the files of others have for it. Raises StoreCorrupt."""
+        path = self.path / run_file(run_id)
         text = self.files.read(path)
-        row = self._index.rows.get(run_id) if owned else None
-        if text is None:
-            if row is not None:
-                raise StoreCorrupt(f"{path}: the file of run {run_id!r} is missing. Put it or a backup in its place.")
-            return None
+        found = None if text is None else self._parsed(run_id, text, path)
+        if not self._owning:
+            self._index.refresh()
+        row = self._index.rows.get(run_id)
+        if found is None and row is not None and self._owning:
+            raise StoreCorrupt(f"{path}: the file of run {run_id!r} is missing. Put it or a backup in its place.")
+        left = None if self._owning and run_id not in self._owed else self._index.left_behind(run_id)
+        if found is None:
+            return None if left is None else (left, Beside())
+        run, beside = found
+        if not self._owning:  # nobody may have written here since a crash
+            row = self._index.with_requests(run, beside)
+        if row is not None:  # which also knows the requests that are not in its file yet
+            beside = replace(beside, requests=row.beside.requests, asked=row.beside.asked)
+        return (run if left is None or left.revision <= run.revision else left), beside
+
+    def _parsed(self, run_id: str, text: bytes, path: Path) -> tuple[RunState, Beside]:
         run, beside = read_run(text, path)
         if run.run_id != run_id:
             raise StoreCorrupt(
@@ -330,15 +289,11 @@ class Folder:
                 "from lower case, ids must differ in more than that."
             )
         self._seen = True
-        if row is None and not owned:  # nobody may have written here since a crash
-            self._index.refresh()
-            row = self._index.with_requests(run, beside)
-        if row is not None:  # which also knows the requests that are not in its file yet
-            beside = replace(beside, requests=row.beside.requests)
         return run, beside
 
     def _row(self, run_id: str) -> Row | None:
         """The run's row. Raises StoreCorrupt for a run that cannot be read."""
+        self._pay(run_id)
         name = run_file(run_id)
         if name in self._index.damaged or (run_id not in self._index.rows and os.path.exists(self.path / name)):
             self._stored(run_id)  # says why it cannot be read
@@ -355,7 +310,7 @@ class Folder:
             self._ledgers[run_id] = ledger
         return ledger
 
-    def _beside(self, write: Write, row: Row | None, ledger: Ledger) -> Beside:
+    def _beside(self, write: Write, row: Row | None, ledger: Ledger, also: tuple[RunState, ...]) -> Beside:
         """What stands beside the run with this commit, and what is pending of it."""
         run = write.run
         old = Beside() if row is None else row.beside
@@ -371,39 +326,21 @@ class Folder:
             requests=kept.beside.requests,
             asked=kept.beside.asked,
             pending=Pending(
-                after=ledger.count,
                 records=records,
                 lookup_key=write.lookup_key,
                 requests=self._addressed(run.run_id, write.requests),
+                also=also,
                 messages=write.messages,
                 commit_id=run.commit_id,
             ),
         )
 
-    def _addressed(self, sender: str, requests: Iterable[Request]) -> tuple[Addressed, ...]:
-        """The requests that somebody is there for; the unknown and the ended are passed over."""
-        found = []
-        for request in requests:
-            row = self._index.rows.get(request.run_id)
-            if request.run_id == sender:
-                continue
-            if row is not None and not row.ended:
-                found.append(Addressed(request, row.number))
-            elif run_file(request.run_id) in self._index.damaged:
-                log.warning("Run %s cannot be read, so a %s request is lost", request.run_id, request.kind)
-        return tuple(found)
-
-    def _deliver(self, sender: str, pending: Pending) -> None:
-        """Let requests stand where they are meant for, and messages wait for their files; `_settle` writes both."""
-        self._streams.owe(pending.messages)
-        for addressed in pending.requests:
-            row = self._index.rows.get(addressed.request.run_id)
-            if row is not None:
-                row.take(addressed, pending)
-        self._index.rows[sender].owes = tuple(addressed.request.run_id for addressed in pending.requests)
-
     def _settle(self, run_id: str) -> None:
-        """Write what earlier writes of this run left undone. Raises StoreError when that does not go."""
+        """Write what earlier writes of this run left undone. Raises StoreError when that does not go.
+
+        First its file, for what it writes elsewhere must not survive it.
+        """
+        self._write_down(run_id)
         ledger = self._ledgers.get(run_id)
         if ledger is not None and not ledger.settled:
             ledger.settle()
@@ -411,26 +348,7 @@ class Folder:
         if row is not None and row.beside.pending is not None:
             self._streams.settle(message.stream for message in row.beside.pending.messages)
         self._settle_requests(run_id)
-
-    def _settle_requests(self, run_id: str) -> None:
-        """Write those that came in, and those that went out."""
-        row = self._index.rows.get(run_id)
-        if row is not None:
-            for other in (run_id, *row.owes):
-                self._write_down(other)
-            self._index.rows[run_id].owes = ()
-
-    def _write_down(self, run_id: str) -> None:
-        """Write the run's file anew if requests came in since, or if it may not survive."""
-        row = self._index.rows.get(run_id)
-        if row is None or not (row.dirty or row.unsure):
-            return
-        found = self._stored(run_id)
-        assert found is not None
-        run, beside = found
-        owes = row.owes
-        self._write_run(run, encode_run(run), replace(beside, requests=row.beside.requests, asked=row.beside.asked))
-        self._index.rows[run_id].owes = owes
+        self._settle_others(run_id)
 
     def _write_run(self, run: RunState, data: bytes, beside: Beside) -> None:
         name = run_file(run.run_id)
@@ -445,14 +363,16 @@ class Folder:
             except StoreError as error:  # whoever needs the file next is told
                 log.warning("Run %s: its file cannot be looked at: %s", run.run_id, error)
             raise
-        self._streams.known.take(run.run_id, self._index.put(run, beside, number).hearing)
+        row = self._index.put(run, beside, number)
+        row.owes = () if old is None else old.owes
+        self._streams.hear(run.run_id, row.hearing)
 
     def _look_again(self, run_id: str, old: Row | None) -> None:
         """After a write that may have landed: take what is there as it is, which may not survive."""
         self._index.reread(run_file(run_id))
         self._ledgers.pop(run_id, None)  # it is read again, together with what is pending now
         row = self._index.rows.get(run_id)
-        self._streams.known.take(run_id, None if row is None else row.hearing)
+        self._streams.hear(run_id, None if row is None else row.hearing)
         if row is None:
             return
         row.unsure = True
@@ -462,22 +382,6 @@ class Folder:
             missing = [request for request in old.beside.requests if request not in row.beside.requests]
             if missing and row.revision == old.revision:
                 row.beside, row.dirty = replace(row.beside, requests=old.beside.requests, asked=old.beside.asked), True
-
-
-def _check(write: Write, row: Row | None, records: int) -> None:
-    """Raise RevisionConflict unless the write was computed from what is stored."""
-    run_id, revision = write.run.run_id, None if row is None else row.revision
-    if write.expected is None:
-        if row is not None:
-            raise RevisionConflict(run_id, 0, revision, "a run of this id exists")
-    elif row is None or revision != write.expected:
-        raise RevisionConflict(run_id, write.expected, revision)
-    elif records != write.expected_records:
-        raise RevisionConflict(
-            run_id, write.expected, revision, f"its ledger has {records} records and not {write.expected_records}"
-        )
-    elif not write.landing and len(row.beside.requests) != write.answered:
-        raise RevisionConflict(run_id, write.expected, revision, "a request stands that is not answered")
 
 
 def _begin_after_fork() -> None:

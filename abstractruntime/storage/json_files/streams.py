@@ -20,7 +20,7 @@ from ...core.codec import REFUSALS, encode
 from ...core.errors import StoreCorrupt, StoreError, StoreUnclear
 from ...core.models import Message
 from ...core.streams import surplus
-from ..streams import Stream, Streams
+from ..streams import Hearing, Stream, Streams
 from .files import Files
 from .names import messages_file
 
@@ -49,6 +49,13 @@ class StreamFiles:
         self._owed: dict[str, list[Message]] = {}
         #: streams whose files may not survive as they are, because a flush failed
         self._unsure: set[str] = set()
+
+    def hear(self, run_id: str, hearing: Hearing | None) -> None:
+        """Take in what a run listens to. A stream that cannot be read now is no reason not to write the run."""
+        try:
+            self.known.take(run_id, hearing)
+        except StoreError as error:
+            log.warning("Run %s listens to a stream that cannot be read: %s", run_id, error)
 
     def owe(self, messages: Iterable[Message]) -> None:
         """Take messages in that a run's file holds; `settle` puts them where they belong."""

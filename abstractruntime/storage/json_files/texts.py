@@ -33,15 +33,13 @@ class Addressed(Struct, frozen=True):
 
 
 class Pending(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the commit of a run's file writes elsewhere.
+    """What the commit of a run's file writes elsewhere: records, requests, other runs, messages."""
 
-    Records behind the first `after`, requests to other runs, messages on streams.
-    """
-
-    after: int
     records: tuple[StepRecord, ...] = ()
     lookup_key: str | None = None
     requests: tuple[Addressed, ...] = ()
+    #: other runs as the commit leaves them
+    also: tuple[RunState, ...] = ()
     messages: tuple[Message, ...] = ()
     #: of the commit, for requests are answered once
     commit_id: str | None = None
@@ -86,6 +84,7 @@ _decode_line = msgspec.json.Decoder(Line).decode
 def run_text(data: bytes, beside: Beside) -> bytes:
     """The text of a run's file: the encoded run, all that stands beside it, and the checksum."""
     run = {**_FIELDS, "vars": {}, **decode(data)}
+    run.pop("crc", None)  # of the bytes, which are not those of the text
     if run["waiting"] is not None:
         run["waiting"] = {**_WAIT_FIELDS, **run["waiting"]}
     body = msgspec.json.format(encode({**run, "store": beside}), indent=2)[:-2]

@@ -50,8 +50,7 @@ class SqliteBackend:
         if stored is None:
             return None
         revision, records, head, data, requests = stored
-        run = run_of(run_id, records, data)
-        run.chain_head = head
+        run = run_of(run_id, records, data, head)
         if run.revision != revision:
             raise StoreCorrupt(
                 f"Run {run_id!r} is at revision {revision}, but its data is of revision {run.revision}. "

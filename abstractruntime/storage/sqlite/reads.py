@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from types import EllipsisType
 from typing import Any
 
 from ...core.codec import decode_records, decode_run, encode, fill
@@ -41,11 +42,17 @@ def stored_run(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
     return revision, records, head, data, requests_of(connection, run_pk) if requested else ()
 
 
-def run_of(run_id: str, records: int, data: bytes) -> RunState:
-    """The run that these bytes hold. Raises StoreCorrupt."""
+def run_of(run_id: str, records: int, data: bytes, head: str | EllipsisType | None = ...) -> RunState:
+    """The run that these bytes hold, and the columns beside them. Raises StoreCorrupt."""
     run = decode_run(data, run_id)
     if run.run_id != run_id:
         raise StoreCorrupt(f"Under the id {run_id!r} the run {run.run_id!r} is stored. Restore it from a backup.")
+    if head is not ...:
+        if run.chain_head != head and run.records == records:  # which were written together
+            raise StoreCorrupt(
+                f"Beside the state of run {run_id!r} stands another chain head than in it. Restore it from a backup."
+            )
+        run.chain_head = head
     run.records = records
     return run
 
