@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from pathlib import Path
@@ -25,9 +26,13 @@ from abstractruntime import (
     AsyncRuntime,
     Effect,
     EffectOutcome,
+    HashChainedLedgerStore,
+    InMemoryArtifactStore,
     InvalidId,
     JsonFileRunStore,
     JsonlLedgerStore,
+    OffloadingLedgerStore,
+    OffloadingRunStore,
     Request,
     RevisionConflict,
     RunState,
@@ -911,3 +916,77 @@ def test_killed_at_random_moments_every_acknowledged_commit_is_there_and_the_led
         assert [found["step_id"] for found in ledger] == [f"s{number}" for number in range(1, len(ledger) + 1)]
         revision, records = run.revision, len(ledger)
     assert records >= 25
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+from abstractruntime import *
+from tests.read_only_worker import become_nobody
+given = Path(sys.argv[1])
+if os.geteuid() == 0:
+    become_nobody(given)
+folder = given / "deep" / "runs"
+runs, ledgers = JsonFileRunStore(folder), JsonlLedgerStore(folder)
+run, record = RunState("r", "w", RunStatus.RUNNING, "n"), StepRecord("r", "s", "n", StepStatus.COMPLETED)
+def refused():
+    for call in (lambda: runs.save(run), lambda: ledgers.append(record)):
+        try:
+            call()
+        except StoreReadOnly as error:
+            assert "nothing was written" in str(error), error
+        else:
+            raise AssertionError("it was written")
+given.chmod(0o500)
+refused()
+given.chmod(0o700)
+runs.save(run)
+ledgers.append(record)
+folder.chmod(0o500)
+try:
+    runs.save(run)
+except StoreReadOnly:
+    pass
+else:
+    raise AssertionError("it was written")
+assert runs.load("r") is not None and ledgers.count("r") == 1
+folder.chmod(0o700)
+runs.save(run)
+(folder / "ledger_r.jsonl").chmod(0o400)
+try:
+    ledgers.append(record)
+except StoreReadOnly:
+    pass
+else:
+    raise AssertionError("it was written")
+(folder / "ledger_r.jsonl").chmod(0o600)
+ledgers.append(record)
+assert ledgers.count("r") == len(ledgers.list("r")) == 2
+"""
+
+
+def test_what_may_not_be_written_to_is_said_and_gone_on_with_when_it_may():
+    with tempfile.TemporaryDirectory() as folder:  # where another user may enter, unlike in pytest's
+        command = [sys.executable, "-c", READ_ONLY, folder]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_decorated_stores_work_on_a_folder(desk):
+    artifacts = InMemoryArtifactStore()
+    ledgers = OffloadingLedgerStore(
+        HashChainedLedgerStore(desk.ledgers), artifact_store=artifacts, max_inline_bytes=100
+    )
+    runs = OffloadingRunStore(desk.runs, artifact_store=artifacts, max_inline_bytes=100)
+
+    def large(call: Any) -> EffectOutcome:
+        return EffectOutcome.completed("x" * 1_000)
+
+    with Runtime(run_store=runs, ledger_store=ledgers, effect_handlers={"act": large}) as rt:
+        run_id = rt.start(workflow=WORKFLOW)
+        done = rt.tick(workflow=WORKFLOW, run_id=run_id)
+        assert done.output["one"] == "x" * 1_000
+        assert rt.verify_ledger(run_id)["ok"]
+    assert "x" * 200 not in (desk.folder / ledger_file(run_id)).read_text()
+    run = desk.anew().load(run_id)
+    assert verify_ledger_chain(desk.ledgers.list(run_id), head=run.chain_head, count=run.records)["ok"]

@@ -90,7 +90,8 @@ class JsonSource:
                 raise folder.runs().damaged[name]
             run = folder.state(name)
             assert run is not None
-            if folder.runs().rows[name].beside.number is not None:  # ours: the file may have records of its own
+            row = folder.runs().rows.get(name)
+            if row is None or row.beside.number is not None:  # ours: files may have what belongs to others
                 ledger = folder.ledger(name)
                 return Found(run_id=name, run=run, records=ledger.records(), problem=ledger.torn)
         records, problem = _lines(self._path / ledger_file(name))

@@ -142,8 +142,26 @@ class Index:
 
     def in_order(self) -> list[tuple[int, str, bytes]]:
         """Number, id and narrow bytes of all runs, the newest first."""
-        rows = sorted(((row.number, run_id, row.narrow) for run_id, row in self.rows.items()), reverse=True)
-        return rows
+        rows = {run_id: (row.number, run_id, row.narrow) for run_id, row in self.rows.items()}
+        last = self._last
+        for run in self._left_behind():
+            last += 1
+            number = rows[run.run_id][0] if run.run_id in rows else last
+            rows[run.run_id] = (number, run.run_id, encode_run(_narrow(run)))
+        return sorted(rows.values(), reverse=True)
+
+    def left_behind(self, run_id: str) -> RunState | None:
+        """The run as another run's commit has left it, where that is not in its own file yet."""
+        return next((run for run in self._left_behind() if run.run_id == run_id), None)
+
+    def _left_behind(self) -> list[RunState]:
+        found = []
+        for sender in self.rows.values():
+            for run in () if sender.beside.pending is None else sender.beside.pending.also:
+                row = self.rows.get(run.run_id)
+                if row is None or row.revision < run.revision:
+                    found.append(run)
+        return found
 
     def with_requests(self, run: RunState, beside: Beside) -> Row:
         """A row of the run with the requests that other runs' files have for it."""
@@ -182,7 +200,7 @@ class Index:
 
 def sweep(folder: Path) -> None:
     """Remove what writes left that did not come to their end."""
-    for path in folder.glob(".*.tmp"):
+    for path in (*folder.glob(".run_*.json.tmp"), *folder.glob(".ledger_*.jsonl.tmp")):
         try:
             path.unlink()
         except OSError as error:

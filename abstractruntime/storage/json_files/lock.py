@@ -71,8 +71,9 @@ class FolderLock:
                     "was written. Stop that process, or use a SqliteDatabase, which many processes may share."
                 )
             holder = _Holder(os.getpid(), socket.gethostname(), utc_now_iso())
+            os.lseek(descriptor, 0, os.SEEK_SET)
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, encode(holder) + b"\n", 0)
+            os.write(descriptor, encode(holder) + b"\n")
         except OSError as error:
             os.close(descriptor)
             raise translated_os(error, self._path, "the folder cannot be locked") from error

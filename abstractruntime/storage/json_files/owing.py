@@ -1,7 +1,7 @@
 """What the commit of one run writes to others: requests that stand at them, and their new states.
 
-They are in the file of the run that commits, as `pending`, until they are in the files of the others. Nobody reads or
-writes another run before what is owed to it is written.
+They are in the file of the run that commits, as `pending`, until they are in the files of the others. Whoever reads
+another run reads it together with what is owed to it, and nobody writes it before that is written.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Owing:
         self._owed.update(dict.fromkeys((other.run_id for other in pending.also), sender))
 
     def _settle_requests(self, run_id: str) -> None:
-        """Write the requests that this run's commit lets stand at others."""
+        """Write the files of those that requests went out to."""
         row = self._index.rows.get(run_id)
         if row is not None:
             for other in row.owes:
@@ -94,37 +94,39 @@ class Owing:
     def _write_down(self, run_id: str) -> None:
         """Write the run's file anew if requests came in since, or if it may not survive."""
         row = self._index.rows.get(run_id)
-        if row is None or not (row.dirty or row.unsure):
-            return
-        found = self._stored(run_id)
-        assert found is not None
-        run, beside = found
-        owes = row.owes
-        self._write_run(run, encode_run(run), replace(beside, requests=row.beside.requests, asked=row.beside.asked))
-        self._index.rows[run_id].owes = owes
+        if row is not None and (row.dirty or row.unsure):
+            self._pay(run_id)
+            found = self._stored(run_id)
+            assert found is not None
+            run, beside = found
+            self._write_run(run, encode_run(run), beside)
 
     def _settle_others(self, run_id: str) -> None:
         """Write the files of other runs that this run's commit wrote, and then forget them."""
+        self._write_down(run_id)  # what it writes elsewhere must not survive it, nor what it has forgotten come back
         row = self._index.rows.get(run_id)
         pending = None if row is None else row.beside.pending
         if pending is None or not pending.also:
             return
-        for other in pending.also:
-            self._owed.pop(other.run_id, None)
-            try:
+        others = [other.run_id for other in pending.also]
+        for other_id in others:
+            self._owed.pop(other_id, None)
+        try:
+            for other in pending.also:
                 self._apply(other)
-            except StoreError:
-                self._owed[other.run_id] = run_id
-                raise
-        found = self._stored(run_id)
-        assert found is not None
-        run, beside = found  # forgotten now, or a run that is deleted later would come back
-        self._write_run(run, encode_run(run), replace(beside, pending=replace(pending, also=())))
+            found = self._stored(run_id)
+            assert found is not None
+            run, beside = found  # forgotten now, or a run that is deleted later would come back
+            self._write_run(run, encode_run(run), replace(beside, pending=replace(pending, also=())))
+        except StoreError:
+            self._owed.update(dict.fromkeys(others, run_id))
+            raise
 
     def _apply(self, other: RunState) -> None:
         row = self._row(other.run_id)
-        if row is not None and row.revision >= other.revision:
-            return  # it was done before
+        if row is not None and row.revision >= other.revision:  # it was done before, and may yet not survive
+            self._write_down(other.run_id)
+            return
         beside = Beside(records=self.ledger(other.run_id).count) if row is None else row.beside
         self._write_run(other, encode_run(other), beside)
 
@@ -132,6 +134,7 @@ class Owing:
         """Do first what another run's commit has left to do here. Raises StoreError when that does not go."""
         if run_id in self._owed:
             self._settle_others(self._owed[run_id])
+            self._owed.pop(run_id, None)
 
 
 def check_guard(write: Write, row: Row | None, records: int) -> None:
