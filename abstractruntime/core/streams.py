@@ -6,13 +6,13 @@ what is kept is always an unbroken stretch up to the last one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
 from .clock import iso, parse_instant
 from .event_keys import ANY
-from .models import Message, RunState
+from .models import Message, RunState, WaitState
 
 #: how many messages a stream keeps
 DEFAULT_KEPT = 10_000
@@ -54,10 +54,20 @@ class Listening(Struct, frozen=True, kw_only=True, gc=False):
     names: tuple[str, ...] = ()
 
 
-def listener_of(run: RunState) -> Listener:
-    """A waiting run as a listener."""
-    ends = run.waiting is not None and run.waiting.resume_to_node is None
-    return Listener(run_id=run.run_id, workflow_id=run.workflow_id, ends=ends)
+def comes_in_time(wait: WaitState, message: Message) -> bool:
+    """Whether the message ends the wait: it was sent before the deadline, or just then; else the deadline does."""
+    return wait.until is None or message.at <= wait.until
+
+
+def heard_by(runs: Iterable[RunState], message: Message) -> Listening:
+    """Who of these, which wait for such a message, hears it before its deadline."""
+    return Listening(
+        listeners=tuple(
+            Listener(run_id=run.run_id, workflow_id=run.workflow_id, ends=run.waiting.resume_to_node is None)
+            for run in runs
+            if run.waiting is not None and comes_in_time(run.waiting, message)
+        )
+    )
 
 
 def since_of(run: RunState) -> str:

@@ -9,7 +9,7 @@ from ..core.backend import Loaded, Write
 from ..core.codec import decode_records, fill
 from ..core.errors import RevisionConflict
 from ..core.models import Message, StepRecord
-from ..core.streams import DEFAULT_KEPT, Listening, Unread, listener_of
+from ..core.streams import DEFAULT_KEPT, Listening, Unread, heard_by
 
 if TYPE_CHECKING:  # they make it
     from .in_memory import InMemoryLedgerStore, InMemoryRunStore
@@ -67,7 +67,7 @@ class MemoryBackend:
             loaded = [self._runs._loaded(run_id) for run_id in streams.heard_by(message)[:limit]]
             if not loaded:
                 return Listening(names=streams.names(message.stream))
-        return Listening(listeners=tuple(listener_of(found.run) for found in loaded if found is not None))
+        return heard_by((found.run for found in loaded if found is not None), message)
 
     async def nudged(self, *, stream: str | None = None, limit: int = 100) -> list[str]:
         with self._runs._lock:

@@ -22,7 +22,7 @@ from .control import (
     unpause,
 )
 from .elsewhere import elsewhere
-from .messages import comes_in_time, deliver
+from .messages import deliver
 from .moves import Answer, Ask, Busy, Deliver, Later, Move, Perform, Rest, Wake, next_move
 from .parallel import (
     PARALLEL,
@@ -78,7 +78,6 @@ __all__ = [
     "cancel",
     "check_answer",
     "claim",
-    "comes_in_time",
     "complete",
     "create",
     "decide_unknown",

@@ -1,19 +1,14 @@
-"""A message reaches a run: who wins, it or the deadline, and the commit that takes it in."""
+"""A message reaches a run: the commit that takes it in."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..event_keys import ANY, listens_to
-from ..models import Commit, RunState, WaitState
+from ..models import Commit, RunState
 from ..streams import Unread, read_on
 from .state import Stamp
 from .waits import conclude
-
-
-def comes_in_time(wait: WaitState, found: Unread) -> bool:
-    """Whether the message ends the wait: it was sent before the deadline, or just then; else the deadline does."""
-    return wait.until is None or found.message.at <= wait.until
 
 
 def deliver(run: RunState, found: Unread, stamp: Stamp) -> Commit:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from ..models import TERMINAL, Intent, Request, RunState, RunStatus
-from ..streams import Unread
-from .messages import comes_in_time
+from ..streams import Unread, comes_in_time
 
 
 class Rest(Struct, frozen=True, gc=False):
@@ -72,7 +71,7 @@ def next_move(
     if run.paused:
         return Rest()
     if run.status is RunStatus.WAITING:
-        if run.waiting is not None and unread is not None and comes_in_time(run.waiting, unread):
+        if run.waiting is not None and unread is not None and comes_in_time(run.waiting, unread.message):
             return Deliver(unread)
         until = run.waiting.until if run.waiting else None
         return Wake() if until is not None and until <= now else Rest()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...core.codec import decode_run
 from ...core.models import Message
-from ...core.streams import Listening, Unread, listener_of
+from ...core.streams import Listening, Unread, heard_by
 from .files import Files
 from .index import Index
 from .streams import StreamFiles
@@ -49,7 +49,7 @@ class Speaking:
         rows = [(run_id, self._index.rows[run_id].narrow) for run_id in known.heard_by(message)[:limit]]
         if not rows:
             return Listening(names=known.names(message.stream))
-        return Listening(listeners=tuple(listener_of(decode_run(data, run_id)) for run_id, data in rows))
+        return heard_by((decode_run(data, run_id) for run_id, data in rows), message)
 
     def nudged(self, key: str | None, limit: int) -> list[str]:
         """Runs whose waits are due, the longest first."""

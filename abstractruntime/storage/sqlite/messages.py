@@ -10,7 +10,7 @@ from ...core.codec import REFUSALS, decode, encode
 from ...core.errors import StoreCorrupt
 from ...core.event_keys import ANY, listens_to
 from ...core.models import Message, RunState
-from ...core.streams import MOST_NAMES, Listening, Unread, begin_of, listener_of, missed_of, since_of, surplus
+from ...core.streams import MOST_NAMES, Listening, Unread, begin_of, heard_by, missed_of, since_of, surplus
 from .narrow import narrow_run
 from .statements import QUERIES, first
 
@@ -93,7 +93,7 @@ def listening(connection: sqlite3.Connection, message: Message, limit: int) -> L
         return Listening()
     rows = connection.execute(_LISTENERS, (message.stream, message.name, limit)).fetchall()
     if rows:
-        return Listening(listeners=tuple(listener_of(narrow_run(data, run_id)) for run_id, data in rows))
+        return heard_by((narrow_run(data, run_id) for run_id, data in rows), message)
     names = connection.execute(_NAMES_LISTENED_FOR, (message.stream, MOST_NAMES)).fetchall()
     return Listening(names=tuple(name for (name,) in names))
 
