@@ -19,7 +19,6 @@ from msgspec import Struct
 from ...core.codec import REFUSALS, encode
 from ...core.errors import StoreCorrupt, StoreError, StoreUnclear
 from ...core.models import Message
-from ...core.streams import surplus
 from ..streams import Hearing, Stream, Streams
 from .files import Files
 from .names import messages_file
@@ -98,7 +97,10 @@ class StreamFiles:
 
     def _append(self, key: str, messages: Iterable[Message]) -> None:
         stream = self.known.stream(key)
-        new = {message.message_id: message for message in messages if message.message_id not in stream}
+        new: dict[str, Message] = {}
+        for message in messages:
+            if message.message_id not in stream:
+                new.setdefault(message.message_id, message)
         if not new:
             return
         data = b"".join(_line(position, message) for position, message in enumerate(new.values(), stream.last + 1))
@@ -108,13 +110,15 @@ class StreamFiles:
             self._unsure.add(key)
             raise
         self._ends[key] += len(data)
+        dropped = 0
         for message in new.values():
             self.known.add(message)
-        if self.keep is not None and surplus(stream.first, stream.last, self.keep):
-            self._drop(key, stream, self.keep)
+            dropped += 0 if self.keep is None else stream.drop(self.keep)
+        if dropped:
+            self._shorten(key, stream)
 
-    def _drop(self, key: str, stream: Stream, keep: int) -> None:
-        stream.drop(keep)
+    def _shorten(self, key: str, stream: Stream) -> None:
+        """Take out of the file what the stream has dropped."""
         try:
             self._replace(key, stream)
         except StoreError as error:  # the messages are there, and so are the old ones
