@@ -238,7 +238,7 @@ class Journal:
         Raises `StoreUnclear` when the store cannot say whether they are there after several tries.
         """
         sent = tuple(messages)
-        for pause in (*_PATIENCE, None):
+        for pause in (0.0, *_PATIENCE, None):  # once more at once, as is done with commits
             try:
                 await self.backend.send(sent, keep=self._keep)
                 return
