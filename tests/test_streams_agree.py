@@ -138,17 +138,27 @@ class Agreement(RuleBasedStateMachine):
         on_one = [Message(**{**{f: getattr(m, f) for f in m.__struct_fields__}, "stream": stream}) for m in messages]
         self.agreed(lambda store, backend: backend.send(on_one, keep=keep))
 
-    @rule(run=runs())
+    def possible(self, run: RunState) -> RunState:
+        """Nobody has read what was never there."""
+        for key, read in run.read.items():
+            last = self.stores["memory"].sync._streams.stream(key).last
+            run.read[key] = {name: min(position, last) for name, position in read.items()}
+        return run
+
+    @rule(run=runs().map(copy.deepcopy))
     def save(self, run: RunState) -> None:
+        self.possible(run)
+
         async def operation(store: Any, backend: Any) -> None:
             saved = copy.deepcopy(run)
             await store.save(saved, overwrite=True)
 
         self.agreed(operation)
 
-    @rule(run=runs(), messages=MESSAGES, keep=KEEP)
+    @rule(run=runs().map(copy.deepcopy), messages=MESSAGES, keep=KEEP)
     def create_with_messages(self, run: RunState, messages: list[Message], keep: int) -> None:
         """All of the commit lands, or nothing."""
+        self.possible(run)
 
         async def operation(store: Any, backend: Any) -> None:
             stamp = kernel.Stamp("2026-01-31T09:00:00.000000+00:00", "c")

@@ -90,7 +90,7 @@ class InMemoryRunStore(Finder, RunStore):
         """Forget the run; whether there was one."""
         with self._lock:
             self._streams.leave(run_id)
-            self._streams.forget(f"run:{run_id}")
+            self._streams.clear(f"run:{run_id}")
             return self._rows.pop(run_id, None) is not None
 
     def list_runs(

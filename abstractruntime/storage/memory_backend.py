@@ -74,9 +74,9 @@ class MemoryBackend:
             return self._runs._streams.nudged(stream, limit)
 
     def _put_messages(self, messages: Iterable[Message], keep: int) -> None:
-        for message in messages:
-            self._runs._streams.add(message)
-            self._runs._streams.stream(message.stream).drop(keep)
+        streams = self._runs._streams
+        for key in dict.fromkeys([message.stream for message in messages if streams.add(message)]):
+            streams.drop(key, keep)
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         row = self._runs._rows.get(run_id)

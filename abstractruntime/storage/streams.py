@@ -42,7 +42,13 @@ class Stream:
 
     def drop(self, keep: int) -> int:
         """Let the oldest go, if there are too many; how many went."""
-        count = surplus(self.first, self.last, keep)
+        return self._drop(surplus(self.first, self.last, keep))
+
+    def clear(self) -> None:
+        """Let all go. Positions go on behind them, for readers remember how far they are."""
+        self._drop(len(self._kept))
+
+    def _drop(self, count: int) -> int:
         for name, message_id, _, _ in self._kept[:count]:
             self._ids.remove(message_id)
             positions = self._by_name[name]
@@ -130,8 +136,20 @@ class Streams:
             nudged.setdefault(run_id, message.at)
         return True
 
+    def drop(self, key: str, keep: int) -> int:
+        """Let the oldest messages of a stream go, if there are too many; how many went."""
+        count = self.stream(key).drop(keep)
+        if count:
+            self.look_again(key)
+        return count
+
+    def clear(self, key: str) -> None:
+        """Drop all messages of a stream."""
+        self.stream(key).clear()
+        self.look_again(key)
+
     def forget(self, key: str) -> None:
-        """Know nothing of this stream."""
+        """Know nothing of this stream until it is loaded again."""
         self._streams.pop(key, None)
 
     def heard_by(self, message: Message) -> list[str]:
@@ -159,7 +177,7 @@ class Streams:
             self._look(run_id, hearing)
 
     def look_again(self, key: str) -> None:
-        """See whose waits are due on a stream that was read anew."""
+        """See whose waits are due on a stream that is not what it was."""
         for run_id in [run_id for runs in self._heard.get(key, {}).values() for run_id in runs]:
             self._look(run_id, self._listens[run_id])
 
@@ -167,7 +185,9 @@ class Streams:
         key = hearing.stream
         found = self.stream(key).unread(key, hearing.name, hearing.read, hearing.since)
         if found is not None:
-            self._nudged[key].setdefault(run_id, found.message.at)
+            self._nudged[key][run_id] = found.message.at
+        elif run_id in self._nudged.get(key, {}):
+            del self._nudged[key][run_id]
 
     def leave(self, run_id: str) -> None:
         """The run listens to nothing."""

@@ -33,7 +33,7 @@ from .names import ledger_file, run_file
 from .owing import Owing, check_guard
 from .speaking import Speaking
 from .streams import StreamFiles
-from .texts import Beside, Pending, read_run, run_text
+from .texts import Beside, Pending, Placed, read_run, run_text
 
 log = logging.getLogger("abstractruntime.storage")
 
@@ -118,19 +118,17 @@ class Folder(Owing, Speaking):
         ledger = self.ledger(run_id)
         self._settle(run_id)
         check_guard(write, row, ledger.count)
-        also = self._checked_others(write)
-        if write.landing and not (write.requests or also or write.messages):
+        also, messages = self._checked_others(write), self._placed(write)
+        if write.landing and not (write.requests or also or messages):
             records = decode_records(write.records, run_id)
             ledger.append(records, write.lookup_key)
             return
-        beside = self._beside(write, row, ledger, also)
+        beside = self._beside(write, row, ledger, also, messages)
         run, data = write.run, write.data
         if write.landing:
             stored = self._stored(run_id)
             assert stored is not None
             run, data = stored[0], encode_run(stored[0])
-        if write.messages:
-            self._streams.keep = write.keep
         self._write_run(run, data, beside)
         assert beside.pending is not None
         ledger.owe(beside.pending.records, beside.pending.lookup_key, beside.chain_head)
@@ -153,6 +151,7 @@ class Folder(Owing, Speaking):
     def delete_run(self, run_id: str) -> bool:
         """Forget the run; its ledger stays."""
         self._own()
+        self._streams.clear(f"run:{run_id}")
         name = run_file(run_id)
         if name not in self._index.damaged:
             if self._row(run_id) is None:
@@ -166,7 +165,6 @@ class Folder(Owing, Speaking):
             raise
         self._index.drop(run_id)
         self._streams.known.leave(run_id)
-        self._streams.remove(f"run:{run_id}")
         return there
 
     def delete_ledger(self, run_id: str) -> int:
@@ -310,7 +308,14 @@ class Folder(Owing, Speaking):
             self._ledgers[run_id] = ledger
         return ledger
 
-    def _beside(self, write: Write, row: Row | None, ledger: Ledger, also: tuple[RunState, ...]) -> Beside:
+    def _beside(
+        self,
+        write: Write,
+        row: Row | None,
+        ledger: Ledger,
+        also: tuple[RunState, ...],
+        messages: tuple[Placed, ...],
+    ) -> Beside:
         """What stands beside the run with this commit, and what is pending of it."""
         run = write.run
         old = Beside() if row is None else row.beside
@@ -330,7 +335,7 @@ class Folder(Owing, Speaking):
                 lookup_key=write.lookup_key,
                 requests=self._addressed(run.run_id, write.requests),
                 also=also,
-                messages=write.messages,
+                messages=messages,
                 commit_id=run.commit_id,
             ),
         )
@@ -346,7 +351,7 @@ class Folder(Owing, Speaking):
             ledger.settle()
         row = self._index.rows.get(run_id)
         if row is not None and row.beside.pending is not None:
-            self._streams.settle(message.stream for message in row.beside.pending.messages)
+            self._streams.settle(placed.message.stream for placed in row.beside.pending.messages)
         self._settle_requests(run_id)
         self._settle_others(run_id)
 

@@ -10,12 +10,14 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ...core.backend import Write
 from ...core.codec import decode_run
 from ...core.models import Message
 from ...core.streams import Listening, Unread, heard_by
 from .files import Files
 from .index import Index
 from .streams import StreamFiles
+from .texts import Placed
 
 
 class Speaking:
@@ -58,6 +60,13 @@ class Speaking:
             self._hear(streams)
         return streams.known.nudged(key, limit)
 
+    def _placed(self, write: Write) -> tuple[Placed, ...]:
+        """Where the messages of a write go."""
+        if not write.messages:
+            return ()
+        self._streams.keep = write.keep
+        return self._streams.place(write.messages)
+
     def _hear(self, streams: StreamFiles) -> None:
         """Take in what every run listens to."""
         for run_id, row in self._index.rows.items():
@@ -80,9 +89,9 @@ class Speaking:
     def _missing(self, keys: list[str] | None) -> bool:
         """Whether a run's file holds a message that is not on its stream."""
         return any(
-            message.message_id not in self._streams.known.stream(message.stream)
+            self._streams.lacks(placed)
             for row in self._index.rows.values()
             if row.beside.pending is not None
-            for message in row.beside.pending.messages
-            if keys is None or message.stream in keys
+            for placed in row.beside.pending.messages
+            if keys is None or placed.message.stream in keys
         )

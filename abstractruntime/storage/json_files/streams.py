@@ -22,15 +22,17 @@ from ...core.models import Message
 from ..streams import Hearing, Stream, Streams
 from .files import Files
 from .names import messages_file
+from .texts import Placed
 
 log = logging.getLogger("abstractruntime.storage")
 
 _CRC = re.compile(rb',"crc":"([0-9a-f]{8})"\}\Z')
 
 
-class _Line(Struct, kw_only=True):
+class _Line(Struct, kw_only=True, omit_defaults=True):
     position: int
-    message: Message
+    #: None in the first line of a stream whose messages were deleted: it goes on behind that position
+    message: Message | None = None
 
 
 _decode = msgspec.json.Decoder(_Line).decode
@@ -45,7 +47,7 @@ class StreamFiles:
         #: how many messages a stream keeps; None until somebody says
         self.keep: int | None = None
         self._ends: dict[str, int] = {}
-        self._owed: dict[str, list[Message]] = {}
+        self._owed: dict[str, list[Placed]] = {}
         #: streams whose files may not survive as they are, because a flush failed
         self._unsure: set[str] = set()
 
@@ -56,10 +58,27 @@ class StreamFiles:
         except StoreError as error:
             log.warning("Run %s listens to a stream that cannot be read: %s", run_id, error)
 
-    def owe(self, messages: Iterable[Message]) -> None:
-        """Take messages in that a run's file holds; `settle` puts them where they belong."""
+    def place(self, messages: Iterable[Message]) -> tuple[Placed, ...]:
+        """Say where messages go; those that are there already are left out. Raises StoreError as `settle` does."""
+        found: dict[tuple[str, str], Placed] = {}
+        ends: dict[str, int] = {}
         for message in messages:
-            self._owed.setdefault(message.stream, []).append(message)
+            key = message.stream
+            self.settle([key])
+            stream, name = self.known.stream(key), (key, message.message_id)
+            if message.message_id not in stream and name not in found:
+                ends[key] = ends.get(key, stream.last) + 1
+                found[name] = Placed(message, ends[key])
+        return tuple(found.values())
+
+    def owe(self, messages: Iterable[Placed]) -> None:
+        """Take messages in that a run's file holds; `settle` puts them where they belong."""
+        for placed in messages:
+            self._owed.setdefault(placed.message.stream, []).append(placed)
+
+    def lacks(self, placed: Placed) -> bool:
+        """Whether the message is not on its stream, and never was."""
+        return placed.position > self.known.stream(placed.message.stream).last
 
     @property
     def unsettled(self) -> list[str]:
@@ -78,43 +97,41 @@ class StreamFiles:
     def send(self, messages: Iterable[Message], keep: int) -> None:
         """Put messages on their streams, one stream after the other."""
         self.keep = keep
-        by_stream: dict[str, list[Message]] = {}
-        for message in messages:
-            by_stream.setdefault(message.stream, []).append(message)
-        self.settle(by_stream)
+        by_stream: dict[str, list[Placed]] = {}
+        for placed in self.place(messages):
+            by_stream.setdefault(placed.message.stream, []).append(placed)
         for key, some in by_stream.items():
             self._append(key, some)
 
-    def remove(self, key: str) -> None:
-        """Delete the stream with its file."""
-        self._owed.pop(key, None)
-        self._unsure.discard(key)
-        self.known.forget(key)
-        self._files.remove(self._path(key))
+    def clear(self, key: str) -> None:
+        """Delete the messages of a stream."""
+        try:
+            self.settle([key])
+        except StoreCorrupt:  # to delete it is one way out
+            self._files.remove(self._path(key))
+            self.known.forget(key)
+        if self.known.stream(key).last:
+            self.known.clear(key)
+            self._replace(key, self.known.stream(key))
 
     def _path(self, key: str) -> Path:
         return self._folder / messages_file(key)
 
-    def _append(self, key: str, messages: Iterable[Message]) -> None:
+    def _append(self, key: str, messages: Iterable[Placed]) -> None:
         stream = self.known.stream(key)
-        new: dict[str, Message] = {}
-        for message in messages:
-            if message.message_id not in stream:
-                new.setdefault(message.message_id, message)
+        new = [placed for placed in messages if self.lacks(placed)]
         if not new:
             return
-        data = b"".join(_line(position, message) for position, message in enumerate(new.values(), stream.last + 1))
+        data = b"".join(_line(placed.position, placed.message) for placed in new)
         try:
             self._files.append(self._path(key), self._ends[key], data)
         except StoreUnclear:
             self._unsure.add(key)
             raise
         self._ends[key] += len(data)
-        dropped = 0
-        for message in new.values():
-            self.known.add(message)
-            dropped += 0 if self.keep is None else stream.drop(self.keep)
-        if dropped:
+        for placed in new:
+            self.known.add(placed.message)
+        if self.keep is not None and self.known.drop(key, self.keep):
             self._shorten(key, stream)
 
     def _shorten(self, key: str, stream: Stream) -> None:
@@ -135,6 +152,7 @@ class StreamFiles:
     def _replace(self, key: str, stream: Stream) -> None:
         places = range(stream.first, stream.last + 1)
         data = b"".join(_line(position, stream.message(key, position)) for position in places)
+        data = data or _line(stream.last, None)
         self._files.put(self._path(key), data)
         self._ends[key] = len(data)
 
@@ -145,12 +163,9 @@ class StreamFiles:
         for number, text in enumerate(data.splitlines(keepends=True), 1):
             try:
                 line = _read_line(text)
-                if line.message.stream != key:
-                    raise ValueError(f"it is of stream {line.message.stream!r}")
                 if number == 1:
-                    stream = Stream(line.position)
-                if line.position != stream.last + 1 or not stream.add(line.message):
-                    raise ValueError(f"it is number {line.position} and stands behind number {stream.last}")
+                    stream = Stream(line.position + (line.message is None))
+                _put(stream, key, line, first=number == 1)
             except ValueError as error:
                 if text.endswith(b"\n") and b"\0" not in data[end:]:
                     raise StoreCorrupt(
@@ -163,7 +178,17 @@ class StreamFiles:
         return stream
 
 
-def _line(position: int, message: Message) -> bytes:
+def _put(stream: Stream, key: str, line: _Line, *, first: bool) -> None:
+    """Put the message of a line on its stream. Raises ValueError for one that does not belong there."""
+    if line.message is None and first:
+        return
+    if line.message is None or line.message.stream != key:
+        raise ValueError("it is of another stream")
+    if line.position != stream.last + 1 or not stream.add(line.message):
+        raise ValueError(f"it is number {line.position} and stands behind number {stream.last}")
+
+
+def _line(position: int, message: Message | None) -> bytes:
     body = encode(_Line(position=position, message=message))[:-1]
     return body + b',"crc":"%08x"}\n' % crc32(body)
 

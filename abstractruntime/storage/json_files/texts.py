@@ -32,6 +32,13 @@ class Addressed(Struct, frozen=True):
     number: int
 
 
+class Placed(Struct, frozen=True):
+    """A message on its way to its stream, where it has a place already: so it is put there once, whoever does it."""
+
+    message: Message
+    position: int
+
+
 class Pending(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the commit of a run's file writes elsewhere: records, requests, other runs, messages."""
 
@@ -40,7 +47,7 @@ class Pending(Struct, frozen=True, kw_only=True, omit_defaults=True):
     requests: tuple[Addressed, ...] = ()
     #: other runs as the commit leaves them
     also: tuple[RunState, ...] = ()
-    messages: tuple[Message, ...] = ()
+    messages: tuple[Placed, ...] = ()
     #: of the commit, for requests are answered once
     commit_id: str | None = None
 

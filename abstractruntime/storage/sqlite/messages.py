@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 
 from ...core.clock import instant_text, micros
-from ...core.codec import REFUSALS, decode, encode
+from ...core.codec import REFUSALS, decode, decode_run, encode
 from ...core.errors import StoreCorrupt
 from ...core.event_keys import ANY, listens_to
 from ...core.models import Message, RunState
@@ -23,7 +23,7 @@ _NUDGE_WAIT = QUERIES["nudge_wait"]
 _FIRST_MESSAGE = QUERIES["first_message"]
 _FIRST_MESSAGE_SINCE = QUERIES["first_message_since"]
 _DELETE_MESSAGES = QUERIES["delete_messages"]
-_FORGET_STREAM = QUERIES["forget_stream"]
+_NUDGED_STATES = QUERIES["nudged_states"]
 _MESSAGE_OF_NAME = QUERIES["message_of_name"]
 _MESSAGES_FROM = QUERIES["messages_from"]
 _MESSAGE_BY_ID = QUERIES["message_by_id"]
@@ -34,21 +34,24 @@ _NUDGED_RUNS_OF_STREAM = QUERIES["nudged_runs_of_stream"]
 
 
 def send(connection: sqlite3.Connection, messages: Iterable[Message], keep: int) -> None:
-    """Put messages on their streams, and make the waits for them due."""
+    """Put messages on their streams, make the waits for them due, and drop what is too much."""
+    grown: dict[str, tuple[int, int]] = {}
     for message in messages:
-        scope, _, scope_id = message.stream.partition(":")
-        connection.execute(_INSERT_STREAM, (scope, scope_id))
-        stream, head = connection.execute(_ID_OF_STREAM, (scope, scope_id)).fetchone()
+        key = message.stream.split(":", 1)
+        connection.execute(_INSERT_STREAM, key)
+        stream, head = connection.execute(_ID_OF_STREAM, key).fetchone()
         position, at = head + 1, micros(message.at)
         row = {"stream": stream, "position": position, "message_id": message.message_id, "name": message.name, "at": at}
-        if not connection.execute(_INSERT_MESSAGE, {**row, "data": encode(message.data)}).rowcount:
-            continue
-        connection.execute(_RAISE_HEAD, (position, stream))
-        connection.execute(_NUDGE_WAITS, {"at": at, "key": message.stream, "name": message.name})
+        if connection.execute(_INSERT_MESSAGE, {**row, "data": encode(message.data)}).rowcount:
+            connection.execute(_RAISE_HEAD, (position, stream))
+            connection.execute(_NUDGE_WAITS, {"at": at, "key": message.stream, "name": message.name})
+            grown[message.stream] = stream, position
+    for name, (stream, last) in grown.items():
         lowest = first(connection, _FIRST_MESSAGE, (stream,))
-        gone = surplus(lowest, position, keep)
+        gone = surplus(lowest, last, keep)
         if gone:
             connection.execute(_DELETE_MESSAGES, (stream, lowest + gone))
+            _look_again(connection, name)
 
 
 def next_message(
@@ -86,6 +89,17 @@ def register(connection: sqlite3.Connection, run_pk: int, run: RunState) -> None
         connection.execute(_NUDGE_WAIT, (micros(found.message.at), run_pk))
 
 
+def _look_again(connection: sqlite3.Connection, key: str) -> None:
+    """See whose waits are still due on a stream that has lost messages."""
+    for run_pk, run_id, data in connection.execute(_NUDGED_STATES, (key,)).fetchall():
+        connection.execute(_NUDGE_WAIT, (None, run_pk))
+        try:
+            run = decode_run(data, run_id)
+        except StoreCorrupt:  # whoever loads it is told
+            continue
+        register(connection, run_pk, run)
+
+
 def listening(connection: sqlite3.Connection, message: Message, limit: int) -> Listening:
     """Whose waits the message would make due; nobody's if it is on its stream already."""
     stream = first(connection, _ID_OF_STREAM, message.stream.split(":", 1))
@@ -107,12 +121,12 @@ def nudged(connection: sqlite3.Connection, stream: str | None, limit: int) -> li
     return [run_id for (run_id,) in rows.fetchall()]
 
 
-def forget(connection: sqlite3.Connection, key: str) -> None:
-    """Delete a stream and its messages."""
+def clear(connection: sqlite3.Connection, key: str) -> None:
+    """Delete the messages of a stream. Positions go on behind them, for readers remember how far they are."""
     stream = first(connection, _ID_OF_STREAM, key.split(":", 1))
     if stream is not None:
         connection.execute(_DELETE_MESSAGES, (stream, 2**63 - 1))
-        connection.execute(_FORGET_STREAM, (stream,))
+        _look_again(connection, key)
 
 
 def _data(data: bytes, key: str) -> dict[str, object]:

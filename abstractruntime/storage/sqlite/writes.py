@@ -149,13 +149,13 @@ def _head_of(connection: sqlite3.Connection, run_pk: int, run_id: str) -> str | 
 
 def delete_run(connection: sqlite3.Connection, run_id: str) -> bool:
     """Forget a run and what stands beside it; its ledger stays. Whether there was one."""
+    messages.clear(connection, f"run:{run_id}")
     run_pk = first(connection, _ID_OF_RUN, (run_id,))
     if run_pk is None:
         return False
     found = connection.execute(_DELETE_STATE, (run_pk,)).rowcount == 1
     for query in (_DELETE_WAITS, _DELETE_REQUESTS, _FORGET_IDENTITY, _DELETE_UNUSED_RUN):
         connection.execute(query, (run_pk,))
-    messages.forget(connection, f"run:{run_id}")
     return found
 
 

@@ -30,8 +30,9 @@ SELECT min(position) FROM messages WHERE stream = ? AND at >= ?;
 -- name: delete_messages
 DELETE FROM messages WHERE stream = ? AND position < ?;
 
--- name: forget_stream
-DELETE FROM streams WHERE id = ?;
+-- name: nudged_states
+SELECT w.run, r.run_id, s.data FROM waits w JOIN runs r ON r.id = w.run JOIN states s ON s.id = w.run
+WHERE w.stream = ? AND w.nudged IS NOT NULL;
 
 -- name: message_of_name
 SELECT position, message_id, name, at, data FROM messages
