@@ -44,7 +44,7 @@ def send(connection: sqlite3.Connection, messages: Iterable[Message], keep: int)
         row = {"stream": stream, "position": position, "message_id": message.message_id, "name": message.name, "at": at}
         if connection.execute(_INSERT_MESSAGE, {**row, "data": encode(message.data)}).rowcount:
             connection.execute(_RAISE_HEAD, (position, stream))
-            connection.execute(_NUDGE_WAITS, {"at": at, "key": message.stream, "name": message.name})
+            connection.execute(_NUDGE_WAITS, {"at": at, "key": message.stream, "name": message.name, "stream": stream})
             grown[message.stream] = stream, position
     for name, (stream, last) in grown.items():
         lowest = first(connection, _FIRST_MESSAGE, (stream,))
@@ -105,7 +105,8 @@ def listening(connection: sqlite3.Connection, message: Message, limit: int) -> L
     stream = first(connection, _ID_OF_STREAM, message.stream.split(":", 1))
     if stream is not None and first(connection, _MESSAGE_BY_ID, (stream, message.message_id)):
         return Listening()
-    rows = connection.execute(_LISTENERS, (message.stream, message.name, limit)).fetchall()
+    wanted = {"key": message.stream, "name": message.name, "at": micros(message.at), "stream": stream, "limit": limit}
+    rows = connection.execute(_LISTENERS, wanted).fetchall()
     if rows:
         return heard_by((narrow_run(data, run_id) for run_id, data in rows), message)
     names = connection.execute(_NAMES_LISTENED_FOR, (message.stream, MOST_NAMES)).fetchall()
