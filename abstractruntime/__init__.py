@@ -48,6 +48,7 @@ from .core.errors import (
 from .core.models import (
     Effect,
     EffectType,
+    Message,
     Request,
     RunState,
     RunStatus,
@@ -226,6 +227,7 @@ __all__ = [
     "QueryableRunStore",
     "ReentrantTick",
     "Request",
+    "Message",
     "RetryPolicy",
     "RevisionConflict",
     "RunCompleted",
