@@ -41,6 +41,7 @@ from .core.errors import (
     UnknownNode,
     UnknownRun,
     UnknownSnapshot,
+    UnknownWorkflow,
     UnsafeValue,
     WorkflowChanged,
     WorkflowMismatch,
@@ -72,6 +73,7 @@ from .history import (
 )
 from .identity import ActorFingerprint
 from .runtime import AsyncRuntime
+from .scheduler import WorkflowRegistry
 from .storage.artifacts import (
     Artifact,
     ArtifactAccessStats,
@@ -270,11 +272,13 @@ __all__ = [
     "UnknownNode",
     "UnknownRun",
     "UnknownSnapshot",
+    "UnknownWorkflow",
     "UnsafeValue",
     "WaitReason",
     "WaitState",
     "WorkflowChanged",
     "WorkflowMismatch",
+    "WorkflowRegistry",
     "WorkflowSpec",
     "aexport_run_history_bundle",
     "artifact_ref",

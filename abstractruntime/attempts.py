@@ -18,7 +18,7 @@ from .core.classify import is_retryable, retry_after
 from .core.clock import Clock
 from .core.errors import SecretUnavailable, StoreError, StoreTooLarge, UnknownRun
 from .core.ids import check_text
-from .core.models import Effect, Intent, RunState
+from .core.models import Effect, EffectType, Intent, RunState
 from .core.outcomes import CancelSignal, EffectCall, EffectOutcome
 from .core.policy import EffectPolicy, UnknownRule, has_default_keys, pause_before_retry, unknown_rule
 from .core.secrets import Secrets, reveal
@@ -150,6 +150,9 @@ class Attempts:
 
 def no_handler(effect: Effect) -> EffectOutcome:
     """The outcome of an effect that nobody handles."""
+    if effect.type is EffectType.START_SUBWORKFLOW:
+        text = "start_subworkflow cannot be one of several effects. Start several by payload.children of a single one"
+        return EffectOutcome.failed(text, retryable=False)
     return EffectOutcome.failed(f"No effect handler registered for {effect.type}", retryable=False)
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from msgspec.structs import replace
 
+from .cascade import Action, Cascade
+from .children import Children
 from .core import kernel, portal
 from .core.clock import Clock, parse_instant
 from .core.errors import (
@@ -32,6 +35,7 @@ from .core.secrets import admit
 from .core.spec import WorkflowSpec, follow
 from .core.typed import typed_view, untyped
 from .delivering import Deliveries, FollowUp
+from .nests import Family, Nest
 from .node_errors import NodeErrors
 from .performer import Performer
 from .plans import checked_plan
@@ -45,8 +49,8 @@ portal.carry(_inside)
 #: how many steps in a row a node may spoil by changing its own run from outside
 _PATIENCE = 10
 
-#: what an outside action makes of the run as it is now; None leaves it as it is
-Action = Callable[[RunState, kernel.Stamp], Commit | None]
+#: of a child, whose steps are part of its parent's
+_NO_LIMIT = sys.maxsize
 
 
 class Engine:
@@ -58,6 +62,7 @@ class Engine:
         journal: Journal,
         leases: Leases,
         performer: Performer,
+        children: Children,
         deliveries: Deliveries,
         clock: Clock,
         context: Any,
@@ -68,6 +73,9 @@ class Engine:
         self._journal, self._leases, self._performer, self._clock = journal, leases, performer, clock
         self._deliveries = deliveries
         self._context, self._max_inline_backoff, self._node_errors = context, max_inline_backoff, node_errors
+        #: the runs that runs start
+        self.children = children
+        self.cascade = Cascade(change=self.change, children=children, leases=leases)
         #: attributes that nodes find on the run they are given
         self.attach = attach
         self._turns: dict[str, _Turn] = {}
@@ -76,7 +84,8 @@ class Engine:
     async def tick(self, workflow: WorkflowSpec[Any], run_id: str, max_steps: int) -> RunState:
         """Move the run until it rests or `max_steps` nodes have run; a second tick here waits for the first.
 
-        Then those are driven whom it, or they, spoke to with a number of steps.
+        Runs that it starts and waits for are driven beside it; their steps do not count. Then those are driven whom it,
+        or they, spoke to with a number of steps.
         """
         with self._deliveries.outermost() as later:
             state = await self._tick(workflow, run_id, max_steps)
@@ -94,24 +103,43 @@ class Engine:
         return str(state.status), None
 
     async def _tick(self, workflow: WorkflowSpec[Any], run_id: str, max_steps: int) -> RunState:
-        async with self._turn(run_id) as tick:
-            while True:
-                loaded = await self._journal.load(run_id)
-                run = loaded.run
-                try:
-                    if not loaded.requests:
-                        run = await self._adopt(workflow, run)
-                    return await self._go(workflow, run, loaded.requests, max_steps)
-                except RevisionConflict:
-                    continue
-                except _Moved as moved:
-                    max_steps = moved.steps_left
-                    tick.spoiled = tick.spoiled + 1 if tick.disturbed and moved.__cause__ else 0
-                    if tick.spoiled > _PATIENCE:
-                        raise ReentrantTick(
-                            f"Node {run.current_node!r} changes its own run {run_id!r} from outside each time it is "
-                            "asked, so its step can never land. Return what it wants in the StepPlan instead."
-                        ) from moved
+        family = Family()
+        try:
+            return await self._visit(workflow, run_id, max_steps, family)
+        finally:
+            await family.close()
+
+    async def _visit(self, workflow: WorkflowSpec[Any], run_id: str, max_steps: int, family: Family) -> RunState:
+        async with self._turn(run_id, family) as tick:
+            tick.moving = max_steps > 0
+            run = await self._move(workflow, run_id, max_steps, tick)
+            if tick.nest is not None and tick.nest.error is not None and kernel.waits_for_children(run):
+                raise tick.nest.error
+            return run
+
+    async def _visit_child(self, workflow: WorkflowSpec[Any], run_id: str, family: Family) -> RunState:
+        if run_id in self._turns:  # who waits for another's tick may wait for its own
+            return (await self._journal.load(run_id)).run
+        return await self._visit(workflow, run_id, _NO_LIMIT, family)
+
+    async def _move(self, workflow: WorkflowSpec[Any], run_id: str, max_steps: int, tick: _Tick) -> RunState:
+        while True:
+            loaded = await self._journal.load(run_id)
+            run = loaded.run
+            try:
+                if not loaded.requests:
+                    run = await self._adopt(workflow, run)
+                return await self._go(workflow, run, loaded.requests, max_steps, tick)
+            except RevisionConflict:
+                continue
+            except _Moved as moved:
+                max_steps = moved.steps_left
+                tick.spoiled = tick.spoiled + 1 if tick.disturbed and moved.__cause__ else 0
+                if tick.spoiled > _PATIENCE:
+                    raise ReentrantTick(
+                        f"Node {run.current_node!r} changes its own run {run_id!r} from outside each time it is "
+                        "asked, so its step can never land. Return what it wants in the StepPlan instead."
+                    ) from moved
 
     async def change(self, run_id: str, action: Action, workflow: WorkflowSpec[Any] | None = None) -> RunState:
         """Do something to a run from outside; on a conflict the action decides again on what is there then."""
@@ -122,11 +150,13 @@ class Engine:
             run = loaded.run
             try:
                 if loaded.requests:
-                    await self._journal.commit(kernel.answer(run, loaded.requests, self._performer.stamp()))
+                    answer = await self.children.answer(run, loaded.requests, self._performer.stamp())
+                    await self._journal.commit(answer)
                     continue
                 if workflow is not None:
                     run = await self._adopt(workflow, run)
-                commit = action(run, self._performer.stamp())
+                made = action(run, self._performer.stamp())
+                commit = await made if isinstance(made, Awaitable) else made
                 return run if commit is None else await self._journal.commit(commit)
             except RevisionConflict:
                 continue
@@ -140,10 +170,15 @@ class Engine:
             await asyncio.wait(tasks)
 
     async def _go(
-        self, workflow: WorkflowSpec[Any], run: RunState, requests: tuple[Request, ...], steps_left: int
+        self,
+        workflow: WorkflowSpec[Any],
+        run: RunState,
+        requests: tuple[Request, ...],
+        steps_left: int,
+        tick: _Tick,
     ) -> RunState:
         try:
-            while steps_left > 0:
+            while steps_left > 0 or (tick.moving and kernel.has_children(run)):
                 intent = run.intent
                 held = intent is not None and intent.token is not None and await self._leases.is_held(run)
                 stamp = self._performer.stamp()
@@ -160,8 +195,15 @@ class Engine:
                     case kernel.Deliver(found=found):
                         run = await self._journal.commit(kernel.deliver(run, found, stamp))
                     case kernel.Answer(requests=asked):
-                        await self._journal.commit(kernel.answer(run, asked, stamp))
+                        run = await self._journal.commit(await self.children.answer(run, asked, stamp))
+                        if run.status is RunStatus.CANCELLED:  # and so are its children
+                            await self.cascade.cancel(run.run_id, None, run.run_id)
                         raise _Moved(steps_left)
+                    case kernel.Collect():
+                        moved = await self._collect(run, tick)
+                        if moved is None:
+                            return await self._rest(run, tick)
+                        run = moved
                     case kernel.Later(due=due):
                         pause = (parse_instant(due) - self._clock.now()).total_seconds()
                         if pause > self._max_inline_backoff:
@@ -173,6 +215,49 @@ class Engine:
             return run
         except RevisionConflict as conflict:
             raise _Moved(steps_left) from conflict
+
+    async def _collect(self, run: RunState, tick: _Tick) -> RunState | None:
+        """Drive the runs that this one has started until something is decided: the run then. None when nothing is."""
+        nest = self._nest(run, tick)
+        while True:
+            await self._look(run, nest)
+            known = nest.changes
+            moved, spare = await self.children.collect(run, nest.order, nest.seen, self._performer.stamp())
+            await self.cascade.spare(spare, run.run_id)
+            if moved is not None:
+                return moved
+            if nest.changes == known:  # else one has come to rest meanwhile
+                if not nest.driving:
+                    return None
+                await nest.change()
+
+    async def _look(self, run: RunState, nest: Nest) -> None:
+        """Begin to drive the children that may move, and see how the others stand."""
+        assert run.intent is not None
+        for child in run.intent.children:
+            run_id, known = child.run_id, child.run_id in nest.seen or child.run_id in nest.driving
+            if child.ended or not child.begun or known:
+                continue
+            if nest.order.drives and run_id not in nest.disturbed and run_id not in self._turns:
+                try:
+                    workflow = self.children.workflow(child.workflow_id)
+                except ValueError as error:  # nobody can drive it here; it stays where it is
+                    log.warning("Run %s: its child %s is left alone: %s", run.run_id, run_id, error)
+                else:
+                    nest.drive(run_id, self._visit_child(workflow, run_id, nest.family))
+                    continue
+            nest.seen[run_id] = await self.children.state(run_id)
+
+    async def _rest(self, run: RunState, tick: _Tick) -> RunState:
+        """Nothing moves the children now, so the run waits for them."""
+        nest = self._nest(run, tick)
+        return await self.children.rest(run, nest.order, nest.seen, self._performer.stamp())
+
+    def _nest(self, run: RunState, tick: _Tick) -> Nest:
+        assert run.intent is not None
+        if tick.nest is None or tick.nest.step_id != run.intent.step_id:
+            tick.nest = Nest(tick.family, run.intent.step_id, kernel.order_of(run.intent.effect.payload))
+        return tick.nest
 
     async def _step(self, workflow: WorkflowSpec[Any], run: RunState, stamp: kernel.Stamp) -> RunState:
         node_id = run.current_node
@@ -242,7 +327,7 @@ class Engine:
         return await self._journal.commit(kernel.adopt(run, workflow.fingerprint, workflow.version, stamp))
 
     @asynccontextmanager
-    async def _turn(self, run_id: str) -> AsyncIterator[_Tick]:
+    async def _turn(self, run_id: str, family: Family) -> AsyncIterator[_Tick]:
         inside = tuple(tick for tick in _inside.get() if tick.task is not None)  # a task may outlive its tick
         if any(tick.run_id == run_id for tick in inside):
             raise ReentrantTick(
@@ -252,7 +337,7 @@ class Engine:
         turn.users += 1
         try:
             async with turn.lock:
-                tick = _Tick(run_id)
+                tick = _Tick(run_id, family)
                 token = _inside.set((*inside, tick))
                 self._ticks.add(tick)
                 try:
@@ -270,10 +355,14 @@ class Engine:
 class _Tick:
     """One tick under way."""
 
-    __slots__ = ("disturbed", "run_id", "spoiled", "task")
+    __slots__ = ("disturbed", "family", "moving", "nest", "run_id", "spoiled", "task")
 
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
+    def __init__(self, run_id: str, family: Family) -> None:
+        self.run_id, self.family = run_id, family
+        #: the children of the effect that it came to last
+        self.nest: Nest | None = None
+        #: whether it may take steps at all
+        self.moving = True
         self.task = asyncio.current_task()
         #: whether the node asked last changed the run from outside, and how many steps in a row that spoiled
         self.disturbed, self.spoiled = False, 0

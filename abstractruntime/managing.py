@@ -204,11 +204,12 @@ class ManagesRuns:
         if list_children is None or not self._journal.stored.atomic:
             return ()
         children: list[RunState] = await call(list_children, parent_run_id=run.run_id)
+        of_step = {child.run_id for child in run.intent.children} if run.intent is not None else set()
         at, reason = iso(self._clock.now()), f"Run {run.run_id!r} was put back to before it started this one"
         return tuple(
             Request(run_id=child.run_id, kind="cancel", by="restore", at=at, reason=reason)
             for child in children
-            if child.status not in TERMINAL and child.created_at > saved.updated_at
+            if child.status not in TERMINAL and (child.created_at > saved.updated_at or child.run_id in of_step)
         )
 
     async def _is_made(self, fork_id: str, identity: str | None) -> bool:

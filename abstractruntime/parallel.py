@@ -21,7 +21,7 @@ from .core.codec import copy_of_run
 from .core.errors import RevisionConflict, StoreError, StoreTooLarge, UnknownRun
 from .core.journal import Journal
 from .core.leases import Flight
-from .core.models import Commit, Effect, Elsewhere, Intent, RunState
+from .core.models import Commit, Effect, Elsewhere, Intent, Request, RunState
 from .core.outcomes import CancelSignal, EffectOutcome
 from .landings import Landing, Landings
 from .others import commits_elsewhere
@@ -47,6 +47,7 @@ class ParallelStep:
         attempts: Attempts,
         clock: Clock,
         stamp: Callable[[], kernel.Stamp],
+        answer: Callable[[RunState, tuple[Request, ...], kernel.Stamp], Awaitable[Commit]],
         max_inline_backoff: float,
         too_late: Callable[[RunState, Intent, EffectOutcome], Awaitable[RunState]],
         kept: dict[str, EffectOutcome],
@@ -59,7 +60,7 @@ class ParallelStep:
     ) -> None:
         self._journal, self._attempts, self._clock, self._stamp = journal, attempts, clock, stamp
         self._max_inline_backoff, self._too_late, self._kept = max_inline_backoff, too_late, kept
-        self._still_holds, self._spoke = still_holds, spoke
+        self._still_holds, self._answer, self._spoke = still_holds, answer, spoke
         self._run, self._flight, self._raws, self._nodes = run, flight, raws, nodes
         self._landings = Landings(self._land)
         self._parked: list[str] = []
@@ -243,6 +244,6 @@ class ParallelStep:
         _ = self._intent  # or it is gone
         if loaded.requests:
             try:
-                self._run = await self._journal.commit(kernel.answer(self._run, loaded.requests, self._stamp()))
+                self._run = await self._journal.commit(await self._answer(self._run, loaded.requests, self._stamp()))
             except RevisionConflict:
                 await self._reload()

@@ -17,6 +17,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from .attempts import Attempts, call_of, no_handler, nowhere, too_large
+from .children import Children
 from .core import kernel
 from .core.clock import Clock, iso
 from .core.codec import copy_of_run
@@ -61,12 +62,14 @@ class Performer:
         leases: Leases,
         clock: Clock,
         attempts: Attempts,
+        children: Children,
         max_inline_backoff: float,
         sent: Callable[[tuple[Message, ...], int], Awaitable[None]],
     ) -> None:
         #: told the messages of a step that has landed, and how far their listeners are to be driven
         self._sent = sent
         self._journal, self._leases, self._clock, self._attempts = journal, leases, clock, attempts
+        self._children = children
         self._max_inline_backoff = max_inline_backoff
         #: payloads with their secrets, by run and number, of effects that wait for another attempt of ours
         self._raw: dict[tuple[str, int], Raws] = {}
@@ -91,10 +94,12 @@ class Performer:
         reusable = self._attempts.may_repeat
         intent = kernel.intent_of(run, plan, effect, key, stamp)
         if reusable:
-            found = await self._settled_before(run.run_id, key)
+            found = await self._journal.settled(run.run_id, key)
             if found is not None:
                 return await self._journal.commit(kernel.reused(run, intent, found, stamp))
         handler = self._attempts.handler(effect.type)
+        if handler is None and effect.type is EffectType.START_SUBWORKFLOW:
+            return await self._children.start(run, intent, stamp, nodes, key if reusable else None)
         if handler is None:
             outcome = no_handler(effect)
         elif handler.inside:
@@ -126,7 +131,7 @@ class Performer:
         give_up: set[str] = set()
         if not intent.parts:
             if self._attempts.may_repeat:  # the end may be in the ledger although the state never heard of it
-                found = await self._settled_before(run.run_id, intent.key)
+                found = await self._journal.settled(run.run_id, intent.key)
                 if found is not None:
                     return await self._journal.commit(kernel.reused(run, intent, found, self.stamp()))
             kept = self._kept.pop(intent.step_id, None)
@@ -185,7 +190,7 @@ class Performer:
     ) -> tuple[Intent, tuple[StepRecord, ...]]:
         records: list[StepRecord] = []
         for part in intent.parts:
-            found = await self._settled_before(run.run_id, part.key)
+            found = await self._journal.settled(run.run_id, part.key)
             if found is not None:
                 intent, record = kernel.reuse(run, intent, part.seq, found, stamp)
                 records.append(record)
@@ -215,6 +220,7 @@ class Performer:
                 attempts=self._attempts,
                 clock=self._clock,
                 stamp=self.stamp,
+                answer=self._children.answer,
                 max_inline_backoff=self._max_inline_backoff,
                 too_late=self._too_late,
                 kept=self._kept,
@@ -297,7 +303,7 @@ class Performer:
 
     async def _answered(self, run: RunState, requests: Any) -> RunState | None:
         try:
-            return await self._journal.commit(kernel.answer(run, requests, self.stamp()))
+            return await self._journal.commit(await self._children.answer(run, requests, self.stamp()))
         except RevisionConflict:
             return None  # the settle finds out the same and reloads
 
@@ -328,11 +334,6 @@ class Performer:
                 return
             except RevisionConflict:
                 continue
-
-    async def _settled_before(self, run_id: str, key: str) -> StepRecord | None:
-        found = await self._journal.backend.find(run_id, key)
-        matching = [r for r in found if r.idempotency_key == key and r.status is StepStatus.COMPLETED and r.effect]
-        return matching[0] if matching else None
 
 
 def keep(kept: dict[str, EffectOutcome], step_id: str, outcome: EffectOutcome) -> None:

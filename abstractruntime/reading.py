@@ -14,12 +14,15 @@ from .core.journal import Journal
 from .core.layers import LedgerCallback
 from .core.models import RunState
 from .core.traces import node_traces
+from .evidence import evidence_spans, load_evidence
 
 
 class ReadsRuns:
     """What looking at runs adds to `AsyncRuntime`."""
 
     _journal: Journal
+    #: what nodes find on their run, by name
+    _attach: dict[str, Any]
 
     async def get_state(self, run_id: str, *, resolve: bool = False) -> RunState:
         """A fresh copy of the run as stored. Raises `UnknownRun` (a KeyError).
@@ -74,6 +77,25 @@ class ReadsRuns:
         traces = await self.get_node_traces(run_id)
         trace: dict[str, Any] = traces.get(node_id, {"node_id": node_id, "steps": []})
         return trace
+
+    async def list_evidence(self, run_id: str) -> list[dict[str, Any]]:
+        """What tools of the run brought back, oldest first: an entry for each evidence, named by `artifact_id`.
+
+        Entries have `kind`, `created_at`, `tool_name`, `call_id`, `success`, and what it is about (`url`, `query` or
+        `command_preview`). Raises `UnknownRun`.
+        """
+        return evidence_spans((await self.get_state(run_id, resolve=True)).vars)
+
+    async def load_evidence(self, evidence_id: str) -> dict[str, Any] | None:
+        """The evidence with this `artifact_id`; None when the artifact store has none of it.
+
+        It tells the tool, its arguments, what came back in short, and in `artifacts` the references to the rest.
+        Raises RuntimeError without an artifact store, `InvalidId`, and StoreCorrupt when it is damaged.
+        """
+        store = self._attach["_runtime_artifact_store"]
+        if store is None:
+            raise RuntimeError("Evidence is kept in an artifact store; give the runtime artifact_store=.")
+        return await load_evidence(store, evidence_id)
 
     async def get_limit_status(self, run_id: str) -> dict[str, Any]:
         """Iterations, tokens and history beside their limits. Raises `UnknownRun`."""

@@ -7,12 +7,13 @@ from types import TracebackType
 from typing import Any
 
 from .attempts import Attempts
+from .children import Children
 from .core import kernel
 from .core.capacity import Capacity
 from .core.clock import SYSTEM_CLOCK, Clock
 from .core.config import RuntimeConfig, apply_limit_updates
 from .core.errors import RevisionConflict, RunIdentityConflict, RunQuarantined, StaleResumeError
-from .core.ids import check_optional, check_run_id, check_text
+from .core.ids import check_optional, check_run_id
 from .core.journal import Journal
 from .core.leases import Leases
 from .core.models import Commit, RunState, RunStatus
@@ -28,6 +29,7 @@ from .effects.handlers import adapt
 from .emitting import EmitsEvents
 from .engine import Engine
 from .following import FollowsLedgers
+from .holding import HoldsRuns
 from .managing import ManagesRuns
 from .node_errors import NodeErrors, OnNodeError
 from .performer import Performer
@@ -43,7 +45,7 @@ MAX_HANDLER_THREADS = 64
 _RUN_STEPS = 1000
 
 
-class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesRuns, EmitsEvents):
+class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRuns, DeletesRuns, EmitsEvents):
     """Runs workflows durably on an event loop.
 
     Every step of a run is one atomic commit of its state and its ledger; a run that waits costs nothing; any process
@@ -117,6 +119,13 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
             capacity=Capacity(effect_limits),
             whole=self._backend.atomic,
         )
+        children = Children(
+            journal=self._journal,
+            attempts=self._attempts,
+            config=self._config,
+            registry=lambda: self._workflow_registry,
+            run_store=run_store,
+        )
         self._deliveries = Deliveries(
             journal=self._journal,
             stamp=lambda: self._performer.stamp(),
@@ -127,20 +136,23 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
             leases=self._leases,
             clock=self._clock,
             attempts=self._attempts,
+            children=children,
             max_inline_backoff=max_inline_backoff,
             sent=self._deliveries.after,
         )
+        self._attach = {"_runtime_run_store": run_store, "_runtime_artifact_store": artifact_store}
         self._node_errors = NodeErrors(on_node_error, quarantine_after)
         self._engine = Engine(
             journal=self._journal,
             leases=self._leases,
             performer=self._performer,
+            children=children,
             deliveries=self._deliveries,
             clock=self._clock,
             context=self._ctx,
             max_inline_backoff=max_inline_backoff,
             node_errors=self._node_errors,
-            attach={"_runtime_run_store": run_store, "_runtime_artifact_store": artifact_store},
+            attach=self._attach,
         )
 
     async def __aenter__(self) -> AsyncRuntime:
@@ -249,7 +261,9 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
         """Move the run until it waits, ends, is paused, is busy elsewhere, or `max_steps` nodes have run.
 
         Raises `UnknownRun` (a KeyError), `WorkflowMismatch` and `WorkflowChanged` (ValueErrors), and whatever a node
-        raises: the run then stays where it was and the ledger has a FAILED record. A second tick of the same run in
+        raises: the run then stays where it was and the ledger has a FAILED record. What a node of a run raises that
+        this one has started comes up too; this one waits then, and its next tick tries again. Runs that it starts and
+        waits for are driven along, whatever their length; their steps do not count. A second tick of the same run in
         this process waits for the first. When the awaiting task is cancelled, a queued commit is carried through, the
         effect in flight is cancelled and handed back.
         """
@@ -290,7 +304,8 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
 
         `wait_key=None` answers whatever waits. With a `resume_id`, the same answer given twice counts once. `actor_id`
         is kept in the record. Raises `StaleResumeError` (a ValueError) when the run does not wait for this,
-        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`.
+        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`. The result of a
+        subworkflow that the run has taken by itself meanwhile is no error: the run moves on as `tick` does.
         """
         answer = admit(payload, "payload")
         check_optional(resume_id, "resume_id")
@@ -308,39 +323,13 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
             try:
                 state = await self._engine.change(run_id, act, workflow)
             except StaleResumeError:
-                if lookup_key is None or not await self._answered_before(run_id, lookup_key, wait_key, answer):
+                before = lookup_key is not None and await self._answered_before(run_id, lookup_key, wait_key, answer)
+                if not (before or await self._ended_before(run_id, wait_key)):
                     raise
             else:
                 if max_steps <= 0:
                     return state
         return await self.tick(workflow=workflow, run_id=run_id, max_steps=max_steps)
-
-    async def cancel_run(self, run_id: str, *, reason: str | None = None, cancelled_by: str = "api") -> RunState:
-        """End the run as CANCELLED, also in the middle of an effect, whose handler is told to stop.
-
-        A run that has ended is returned unchanged. Raises `UnknownRun`.
-        """
-        check_optional(reason, "reason")
-        check_text(cancelled_by, "cancelled_by")
-        state = await self._engine.change(run_id, lambda run, stamp: kernel.cancel(run, reason, cancelled_by, stamp))
-        if state.status is RunStatus.CANCELLED:
-            self._leases.cancel_flight(run_id)
-        return state
-
-    async def pause_run(self, run_id: str, *, reason: str | None = None, actor_id: str | None = None) -> RunState:
-        """Hold the run: nothing moves it until `resume_run`. An effect in flight still lands its result.
-
-        Who asked and why is kept in `vars["_runtime"]["control"]`. No change for a run that has ended, is held, or
-        waits for a person. Raises `UnknownRun`.
-        """
-        check_optional(reason, "reason")
-        check_optional(actor_id, "actor_id")
-        return await self._engine.change(run_id, lambda run, stamp: kernel.pause(run, reason, stamp, by=actor_id))
-
-    async def resume_run(self, run_id: str, *, actor_id: str | None = None) -> RunState:
-        """Let a held run go on; it moves at its next tick. No change when it is not held. Raises `UnknownRun`."""
-        check_optional(actor_id, "actor_id")
-        return await self._engine.change(run_id, lambda run, stamp: kernel.unpause(run, stamp, by=actor_id))
 
     async def retry_run(
         self, run_id: str, *, reason: str | None = None, actor_id: str | None = None, force: bool = False
@@ -393,6 +382,15 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, ManagesRuns, DeletesR
                     "use a fresh resume_id for a fresh answer."
                 )
         return False
+
+    async def _ended_before(self, run_id: str, wait_key: str | None) -> bool:
+        """Whether this wait for a subworkflow has ended already."""
+        if wait_key is None or not wait_key.startswith("subworkflow:"):
+            return False
+        effects = [record.effect or {} for record in await self._backend.records(run_id)]
+        return any(
+            effect.get("type") == "resume" and effect["payload"].get("wait_key") == wait_key for effect in effects
+        )
 
     async def _is_newer(self, run_id: str, instant: str) -> bool:
         return (await self.get_state(run_id)).updated_at >= instant

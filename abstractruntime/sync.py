@@ -184,7 +184,9 @@ class Runtime:
         """Move the run until it waits, ends, is paused, is busy elsewhere, or `max_steps` nodes have run.
 
         Raises `UnknownRun` (a KeyError), `WorkflowMismatch` and `WorkflowChanged` (ValueErrors), and whatever a node
-        raises: the run then stays where it was and the ledger has a FAILED record. A second tick of the same run in
+        raises: the run then stays where it was and the ledger has a FAILED record. What a node of a run raises that
+        this one has started comes up too; this one waits then, and its next tick tries again. Runs that it starts and
+        waits for are driven along, whatever their length; their steps do not count. A second tick of the same run in
         this process waits for the first; one from inside a node of the run itself raises `ReentrantTick`.
         """
         return drive(self.aio.tick, workflow=workflow, run_id=run_id, max_steps=max_steps)
@@ -216,7 +218,8 @@ class Runtime:
 
         `wait_key=None` answers whatever waits. With a `resume_id`, the same answer given twice counts once. `actor_id`
         is kept in the record. Raises `StaleResumeError` (a ValueError) when the run does not wait for this,
-        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`.
+        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`. The result of a
+        subworkflow that the run has taken by itself meanwhile is no error: the run moves on as `tick` does.
         """
         return drive(
             self.aio.resume,
@@ -229,24 +232,10 @@ class Runtime:
             actor_id=actor_id,
         )
 
-    def cancel_run(self, run_id: str, *, reason: str | None = None, cancelled_by: str = "api") -> RunState:
-        """End the run as CANCELLED, also in the middle of an effect, whose handler is told to stop.
-
-        A run that has ended is returned unchanged. Raises `UnknownRun`.
-        """
-        return drive(self.aio.cancel_run, run_id, reason=reason, cancelled_by=cancelled_by)
-
-    def pause_run(self, run_id: str, *, reason: str | None = None, actor_id: str | None = None) -> RunState:
-        """Hold the run: nothing moves it until `resume_run`. An effect in flight still lands its result.
-
-        Who asked and why is kept in `vars["_runtime"]["control"]`. No change for a run that has ended, is held, or
-        waits for a person. Raises `UnknownRun`.
-        """
-        return drive(self.aio.pause_run, run_id, reason=reason, actor_id=actor_id)
-
-    def resume_run(self, run_id: str, *, actor_id: str | None = None) -> RunState:
-        """Let a held run go on; it moves at its next tick. No change when it is not held. Raises `UnknownRun`."""
-        return drive(self.aio.resume_run, run_id, actor_id=actor_id)
+    cancel_run = twin(AsyncRuntime.cancel_run)
+    pause_run = twin(AsyncRuntime.pause_run)
+    resume_run = twin(AsyncRuntime.resume_run)
+    resume_subworkflow_parent = twin(AsyncRuntime.resume_subworkflow_parent)
 
     def retry_run(
         self, run_id: str, *, reason: str | None = None, actor_id: str | None = None, force: bool = False
@@ -313,6 +302,9 @@ class Runtime:
     def get_node_trace(self, run_id: str, node_id: str) -> dict[str, Any]:
         """The trace of one node; `{"node_id", "steps": []}` where there is none."""
         return drive(self.aio.get_node_trace, run_id, node_id)
+
+    list_evidence = twin(AsyncRuntime.list_evidence)
+    load_evidence = twin(AsyncRuntime.load_evidence)
 
     # -- limits
 

@@ -37,7 +37,7 @@ def check_on_the_way(state: RunState, ledger: Ledger) -> None:
     assert len(ledger) == state.records
     started = Counter(record["step_id"] for record in ledger if record["status"] == "started")
     ended = Counter(r["step_id"] for r in ledger if r["status"] != "started" and r["step_id"] in started)
-    claimed = state.intent is not None and state.intent.token is not None
+    claimed = kernel.is_open(state)
     in_flight = {attempt.step_id for attempt in kernel.in_flight(state.intent)} if claimed and state.intent else set()
     assert set((started - ended).elements()) == in_flight
     assert not ended - started, "a step ended twice"

@@ -556,8 +556,13 @@ async def test_streams_are_async_both_ways(aio):
     assert meta == await aio.store_stream([b"0123456789"] * 3, run_id="r")
     chunks = [chunk async for chunk in aio.iter_content(meta.artifact_id, chunk_size=20)]
     assert chunks == [b"01234567890123456789", b"0123456789"]
-    with await aio.open(meta.artifact_id) as file:
-        assert len(await asyncio.to_thread(file.read)) == 30
+    async with aio.open(meta.artifact_id) as file:
+        assert await file.read(12) == b"012345678901"
+        await file.seek(-1, 2)
+        assert [await file.read(), await file.read()] == [b"9", b""]
+    file = await aio.open(meta.artifact_id)
+    assert len(await file.read()) == 30
+    await file.close()
     with pytest.raises(UnknownArtifact):
         await anext(aio.iter_content("no"))
 
@@ -602,7 +607,7 @@ async def test_a_reader_that_leaves_early_leaves_no_file_open(aio):
     assert await anext(chunks) == b"x" * 10
     await chunks.aclose()  # else a warning, which is an error here
 
-    opening = asyncio.create_task(aio.open(artifact_id))
+    opening = asyncio.ensure_future(aio.open(artifact_id))
     await asyncio.sleep(0)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):

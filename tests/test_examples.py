@@ -50,6 +50,17 @@ SAYS = {
         r"process 2 \| west: attempt 2, key \w+",
         r"process 2 \| completed: \{'shop': 'south', 'price': 39\}",
     ],
+    "fan_out.py": [
+        r"completed: \{'found': \['all about durability', None, 'all about leases', 'all about streams'\], "
+        r"'mirror': 'all about mirror awake'\}",
+        r"most at once: 2",
+        r"  durability      completed",
+        r"  unicorns        failed     nothing is known about unicorns",
+        r"  leases          completed",
+        r"  streams         completed",
+        r"  mirror asleep   cancelled  The parent run does not wait for it any more",
+        r"  mirror awake    completed",
+    ],
     "snapshots.py": [
         r"Publish\? -> no: completed \{'draft': 'draft 1', 'published': False\}",
         r"restored to 'before the answer': waiting, Publish\?",

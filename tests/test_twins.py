@@ -99,6 +99,7 @@ OTHER_DEFAULTS = {(Runtime, "__init__", "max_inline_backoff")}
 OTHER_RETURNS = {
     "AsyncGenerator[LedgerEntry, None]": "Generator[LedgerEntry, None, None]",
     "AsyncGenerator[bytes, None]": "Generator[bytes, None, None]",
+    "AiofilesContextManager[AsyncBufferedReader]": "BinaryIO",
 }
 #: constructors of stores differ where the one is built around the other
 OWN_CONSTRUCTORS = {InMemoryRunStore, InMemoryLedgerStore, InMemorySnapshotStore}

@@ -23,6 +23,7 @@
     ├── InvalidWorkflow (ValueError)        a graph that cannot run
     │   ├── WorkflowMismatch                the run belongs to another workflow
     │   └── WorkflowChanged                 the graph changed under the run
+    ├── UnknownWorkflow (KeyError)          no workflow of this id is registered
     ├── UnknownNode (KeyError)              the graph has no such node
     ├── InvalidPlan (ValueError)            a node returned no usable StepPlan
     ├── InvalidState (ValueError)           vars that do not fit the workflow's state type
@@ -46,6 +47,8 @@ expected, what was found and the next step; attributes carry the same facts for 
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class AbstractRuntimeError(Exception):
@@ -167,6 +170,15 @@ class WorkflowMismatch(InvalidWorkflow):
 
 class WorkflowChanged(InvalidWorkflow):
     """The graph changed under the run in a way that it cannot follow; the run is untouched."""
+
+
+class UnknownWorkflow(AbstractRuntimeError, KeyError):
+    """No workflow of this id is registered."""
+
+    def __init__(self, workflow_id: str, known: Iterable[str]) -> None:
+        names = ", ".join(sorted(map(repr, known))) or "none"
+        super().__init__(f"Workflow {workflow_id!r} is not registered; registered are {names}. Call register() first.")
+        self.workflow_id = workflow_id
 
 
 class UnknownNode(AbstractRuntimeError, KeyError):

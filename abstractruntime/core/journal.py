@@ -82,7 +82,7 @@ def _other(commit: Commit) -> Write:
 
 def _slim(commit: Commit) -> tuple[StepRecord, ...]:
     intent = None if commit.before is None else commit.before.intent
-    if intent is None or intent.token is None:
+    if intent is None or (intent.token is None and not intent.children):
         return commit.records
     begun = {attempt.step_id for attempt in in_flight(intent)} if intent.parts else (intent.step_id,)
     return tuple(
@@ -231,6 +231,13 @@ class Journal:
             for observers in self._told:
                 await observers.tell_here(records)
         return commit.run
+
+    async def settled(self, run_id: str, key: str) -> StepRecord | None:
+        """The record of an effect that completed under this key, where keys are looked up."""
+        found = await self.backend.find(run_id, key)
+        return next(
+            (r for r in found if r.idempotency_key == key and r.status is StepStatus.COMPLETED and r.effect), None
+        )
 
     async def send(self, messages: Iterable[Message]) -> None:
         """Put messages on their streams, without a run; once each, because their ids say which they are.

@@ -174,6 +174,15 @@ class Ended(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     changes: tuple[Change, ...] = ()
 
 
+class Child(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A run that START_SUBWORKFLOW starts: whether it was created, and whether its parent knows that it has ended."""
+
+    run_id: str
+    workflow_id: str
+    begun: bool = False
+    ended: bool = False
+
+
 class Intent(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An effect that was promised and has not ended: all that recovery needs, so that it recomputes nothing.
 
@@ -201,6 +210,8 @@ class Intent(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     #: of a part: whether this attempt has begun, and how the part ended
     begun: bool = False
     ended: Ended | None = None
+    #: of START_SUBWORKFLOW, until it ends: the runs it starts, in declared order; nobody claims it
+    children: tuple[Child, ...] = ()
 
 
 class RunState(Struct, dict=True, omit_defaults=True):

@@ -61,6 +61,24 @@ def reveal(payload: dict[str, Any], raw: dict[str, Any] | None, secrets: Secrets
     return _reveal(decode(data), raw, secrets, "payload", found), found
 
 
+def hidden_in(stored: Any, given: Any) -> list[str]:
+    """The texts that must not leak: what `given` has where `stored`, which is the same as persisted, names a secret.
+
+    >>> hidden_in({"key": {"$secret": "openai"}, "n": 1}, {"key": "sk-12345", "n": 1})
+    ['sk-12345']
+    """
+    found: list[str] = []
+    if _is_reference(stored):
+        _remember(given, found)
+    elif isinstance(stored, dict) and isinstance(given, dict):
+        for key, item in stored.items():
+            found += hidden_in(item, given.get(key))
+    elif isinstance(stored, list) and isinstance(given, list):
+        for item, other in zip(stored, given, strict=False):
+            found += hidden_in(item, other)
+    return found
+
+
 def scrub(value: Any, hidden: list[str]) -> Any:
     """`value` (a JSON value or an error text) without any of the `hidden` texts."""
     if not hidden:

@@ -15,6 +15,8 @@ SCRATCHPAD = "scratchpad"
 RUNTIME = "_runtime"
 TEMP = "_temp"
 LIMITS = "_limits"
+#: those that `ensure_namespaces` makes
+NAMESPACES = (CONTEXT, SCRATCHPAD, RUNTIME, TEMP)
 
 DEFAULT_MAX_ITERATIONS = 50
 DEFAULT_MAX_TOKENS = 32768
@@ -23,6 +25,9 @@ Vars: TypeAlias = dict[str, Any]
 Token: TypeAlias = str | int
 
 _INDEXED = re.compile(r"([^\[\]]*)((?:\[[0-9]+\])+)")
+_NUMBER = re.compile(r"[0-9]+")
+#: of a position; no list is longer, and Python reads only so many digits
+_MAX_DIGITS = 18
 
 
 class HasLimits(Protocol):
@@ -57,7 +62,7 @@ def get_namespace(vars: Vars, key: str) -> Vars:
 
 def ensure_namespaces(vars: Vars) -> Vars:
     """Make `context`, `scratchpad`, `_runtime` and `_temp` dicts of `vars`, in place; returns `vars`."""
-    for key in (CONTEXT, SCRATCHPAD, RUNTIME, TEMP):
+    for key in NAMESPACES:
         get_namespace(vars, key)
     return vars
 
@@ -129,12 +134,13 @@ def get_node_trace(vars: Vars, node_id: str) -> dict[str, Any]:
 def parse_vars_path(path: str) -> list[Token]:
     """Split a path into the tokens that `resolve_vars_path` follows; the empty path is the root.
 
-    Dotted, with list positions as `items.0` or `items[0]`; or a JSON pointer (`/a~1b/0`) for names that hold dots.
+    Dotted, with list positions as `items.0` or `items[0]`; or a JSON pointer (`/a~1b/0`) for names that hold dots,
+    brackets or blanks at their ends. `/` alone is the root too.
 
     >>> parse_vars_path("scratchpad.items[0].name")
     ['scratchpad', 'items', 0, 'name']
     """
-    text = path.strip()
+    text = path if path.startswith("/") else path.strip()
     if text in ("", "/"):
         return []
     if text.startswith("/"):
@@ -147,31 +153,32 @@ def parse_vars_path(path: str) -> list[Token]:
             continue
         name, positions = indexed.groups()
         tokens += [_token(name)] if name else []
-        tokens += [int(position) for position in positions[1:-1].split("][")]
+        tokens += [_token(position) for position in positions[1:-1].split("][")]
     return tokens
 
 
 def resolve_vars_path(root: Any, tokens: Iterable[Token]) -> Any:
     """The value that the tokens lead to. A number is a position in a list and a name in a dict.
 
-    Raises `ValueError` naming the place: expected list or object there, index out of range, missing key.
+    Raises `ValueError` naming the place, as a path: expected list or object there, index out of range, missing key.
 
     >>> resolve_vars_path({"items": {"2": "two"}}, parse_vars_path("items.2"))
     'two'
     """
-    value, place = root, "root"
+    value = root
+    passed: list[Token] = []
     for token in tokens:
         if isinstance(value, dict):
             key = token if token in value else str(token)
             if key not in value:
-                raise ValueError(f"missing key {str(token)!r} at {place}; it has {_some(value)}")
+                raise ValueError(f"missing key {str(token)!r:.80} at {_place(passed)}; it has {_some(value)}")
             value = value[key]
         elif isinstance(value, list):
-            value = value[_position(value, token, place)]
+            value = value[_position(value, token, passed)]
         else:
             wanted = "list" if isinstance(token, int) else "object"
-            raise ValueError(f"expected {wanted} at {place}, found {type(value).__name__}")
-        place = f"{'' if place == 'root' else place + '.'}{token}"
+            raise ValueError(f"expected {wanted} at {_place(passed)}, found {type(value).__name__}")
+        passed.append(token)
     return value
 
 
@@ -219,18 +226,35 @@ def append_path(vars: Vars, path: str, value: Any) -> Vars:
 
 def _token(text: str) -> Token:
     # a number with leading zeros can only be a name: as an int it would not find that name again
-    return int(text) if text.isascii() and text.isdigit() and (text == "0" or text[0] != "0") else text
+    plain = _NUMBER.fullmatch(text) and (text == "0" or text[0] != "0") and len(text) <= _MAX_DIGITS
+    return int(text) if plain else text
 
 
-def _position(items: list[Any], token: Token, place: str) -> int:
-    if isinstance(token, str) and not (token.isascii() and token.isdigit()):
-        raise ValueError(f"expected object at {place}, found a list; give a position instead of {token!r}")
-    position = int(token)
-    if not 0 <= position < len(items):
-        raise ValueError(f"index out of range at {place}: {position}, the list has {len(items)} items")
-    return position
+def _position(items: list[Any], token: Token, passed: list[Token]) -> int:
+    given = str(token)
+    if isinstance(token, str):
+        if not _NUMBER.fullmatch(token):
+            raise ValueError(
+                f"expected object at {_place(passed)}, found a list; give a position instead of {token!r:.80}"
+            )
+        digits = token.lstrip("0") or "0"
+        token = int(digits) if len(digits) <= _MAX_DIGITS else len(items)
+    if not 0 <= token < len(items):
+        raise ValueError(f"index out of range at {_place(passed)}: {given:.80}, the list has {len(items)} items")
+    return token
+
+
+def _place(passed: list[Token]) -> str:
+    """A path to where the tokens led: dotted, or a JSON pointer where a name would not be read back from that."""
+    names = [str(token) for token in passed]
+    dotted = ".".join(names)
+    if not names:
+        return "root"
+    if dotted != "root" and [str(token) for token in parse_vars_path(dotted)] == names:
+        return dotted
+    return "".join("/" + name.replace("~", "~0").replace("/", "~1") for name in names)
 
 
 def _some(value: dict[Any, Any]) -> str:
-    names = [repr(name) for name in list(value)[:10]]
+    names = [f"{name!r:.40}" for name in list(value)[:10]]
     return ", ".join(names) + (", ..." if len(value) > len(names) else "") if names else "no keys"

@@ -38,11 +38,11 @@ Stored = list[StepRecord]
 class _Row:
     """One stored run: its number, its bytes, the revision they hold and what was asked of it."""
 
-    __slots__ = ("commit_id", "data", "ended", "number", "requests", "revision")
+    __slots__ = ("commit_id", "data", "ended", "number", "parent", "requests", "revision")
 
     def __init__(self, number: int, data: bytes, run: RunState) -> None:
         self.number, self.data, self.revision, self.commit_id = number, data, run.revision, run.commit_id
-        self.ended = run.status in TERMINAL
+        self.ended, self.parent = run.status in TERMINAL, run.parent_run_id
         self.requests: tuple[Request, ...] = ()
 
 
@@ -112,7 +112,9 @@ class InMemoryRunStore(Finder, RunStore):
     def list_children(self, *, parent_run_id: str, status: RunStatus | None = None) -> list[RunState]:
         """Runs started by `parent_run_id`, oldest first."""
         matches = run_filter(status=status)
-        return [run for run in self._all() if run.parent_run_id == parent_run_id and matches(run)]
+        with self._lock:
+            rows = [(run_id, row.data) for run_id, row in self._rows.items() if row.parent == parent_run_id]
+        return [run for run_id, data in rows if matches(run := decode_run(data, run_id))]
 
     def list_run_index(
         self,

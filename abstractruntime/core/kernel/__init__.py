@@ -1,12 +1,26 @@
 """The state machine of a run, pure: a state and a fact in, a `Commit` out.
 
-Nothing here awaits, reads a clock or sees a store. `moves` says what a run needs next, `steps` is the life of a step
-and `parallel` that of one with several effects, `attempts` what both are made of, `waits` how a run comes to wait
-and goes on, `messages` how one reaches it, `control` what others do to it, `restore` the way back to an earlier state;
-`state` holds what they share.
+Nothing here awaits, reads a clock or sees a store. `moves` says what a run needs next, `steps` is the life of a step,
+`parallel` that of one with several effects and `children` that of one that starts other runs, `attempts` what they are
+made of, `waits` how a run comes to wait and goes on, `messages` how one reaches it, `control` what others do to it,
+`restore` the way back to an earlier state; `orders`, `joins` and `outputs` are what a start of other runs asks for and
+gives; `state` holds what all share.
 """
 
-from .attempts import in_flight, span
+from .attempts import has_children, in_flight, is_open, span, waits_for_children
+from .children import (
+    Begin,
+    Done,
+    all_ended,
+    begin_children,
+    begin_more,
+    children_of,
+    collected,
+    foreign,
+    refused,
+    verdict,
+    wait_for_children,
+)
 from .control import (
     UNKNOWN_OUTCOME,
     adopt,
@@ -23,7 +37,8 @@ from .control import (
 )
 from .elsewhere import elsewhere
 from .messages import deliver
-from .moves import Answer, Ask, Busy, Deliver, Later, Move, Perform, Rest, Wake, next_move
+from .moves import Answer, Ask, Busy, Collect, Deliver, Later, Move, Perform, Rest, Wake, next_move
+from .orders import INHERITED, Order, order_of
 from .parallel import (
     PARALLEL,
     at_seq,
@@ -58,26 +73,36 @@ from .steps import (
 from .waits import check_answer, expire, resume, same_answer, wait_of
 
 __all__ = [
+    "INHERITED",
     "PARALLEL",
     "UNKNOWN_OUTCOME",
     "Answer",
     "Ask",
+    "Begin",
     "Busy",
+    "Collect",
     "Deliver",
+    "Done",
     "Later",
     "Move",
+    "Order",
     "Perform",
     "Rest",
     "Stamp",
     "Wake",
     "adopt",
+    "all_ended",
     "answer",
     "ask_unknown",
     "at_seq",
+    "begin_children",
+    "begin_more",
     "begun_record",
     "cancel",
     "check_answer",
+    "children_of",
     "claim",
+    "collected",
     "complete",
     "create",
     "decide_unknown",
@@ -87,13 +112,16 @@ __all__ = [
     "expire",
     "fail_node",
     "failure_of",
+    "foreign",
     "fork",
     "forked_vars",
     "hand_back",
+    "has_children",
     "in_flight",
     "inside",
     "intent_of",
     "intents_of",
+    "is_open",
     "known_by",
     "landing",
     "late",
@@ -102,10 +130,12 @@ __all__ = [
     "next_move",
     "next_seq",
     "node_failed",
+    "order_of",
     "park",
     "pause",
     "promise",
     "quarantine",
+    "refused",
     "restore",
     "restore_seq",
     "resume",
@@ -120,5 +150,8 @@ __all__ = [
     "settle_all",
     "span",
     "unpause",
+    "verdict",
+    "wait_for_children",
     "wait_of",
+    "waits_for_children",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ..models import Ended, Intent, RunState, StepRecord, StepStatus
+from ..models import Ended, Intent, RunState, RunStatus, StepRecord, StepStatus, WaitReason
 from .state import Stamp, step_record
 
 OUTCOME_UNKNOWN = "Outcome unknown: the process that performed this attempt ended before it was recorded"
@@ -26,6 +26,25 @@ def in_flight(intent: Intent) -> tuple[Intent, ...]:
 def span(intent: Intent) -> int:
     """How many effects it holds, and so by how much the counter of effects goes on behind it."""
     return len(intent.parts) or 1
+
+
+def waits_for_children(run: RunState) -> bool:
+    """Whether the run waits for runs that its effect has started, which it can look at by itself."""
+    waits = run.waiting is not None and run.waiting.reason is WaitReason.SUBWORKFLOW
+    return waits and run.intent is not None and bool(run.intent.children)
+
+
+def has_children(run: RunState) -> bool:
+    """Whether the effect in flight is to start other runs, and their ends are part of its step."""
+    return run.status is RunStatus.RUNNING and run.intent is not None and bool(run.intent.children)
+
+
+def is_open(run: RunState) -> bool:
+    """Whether the ledger has the beginning of the run's effect and not its end."""
+    intent = run.intent
+    if intent is None or not intent.children:
+        return intent is not None and intent.token is not None
+    return not waits_for_children(run)
 
 
 def begin(run: RunState, intent: Intent, stamp: Stamp, *, later: Collection[str] = ()) -> tuple[Intent, Records]:

@@ -18,7 +18,7 @@ from ..models import (
     WaitReason,
     WaitState,
 )
-from .attempts import OUTCOME_UNKNOWN, close, in_flight, lose, span
+from .attempts import OUTCOME_UNKNOWN, close, in_flight, is_open, lose, span
 from .state import (
     Stamp,
     commit,
@@ -50,11 +50,10 @@ def cancel(
     new = next_state(run, stamp, unpaused_vars(run) if run.paused else None)
     new.status, new.error, new.waiting, new.intent = RunStatus.CANCELLED, reason or "Cancelled", None, None
     ended = status_record(new, stamp, by=by, reason=reason)
-    if run.intent is None:
+    if run.intent is None or not is_open(run):  # or the next attempt has not begun
         return commit(run, new, ended, answers=answers)
-    if run.intent.token is None:  # the next attempt has not begun
-        return commit(run, new, ended, answers=answers)
-    closed = close(run, run.intent, StepStatus.CANCELLED, stamp, result={"cancelled": True, "outcome": "unknown"})
+    result: dict[str, Any] = {"cancelled": True} if run.intent.children else {"cancelled": True, "outcome": "unknown"}
+    closed = close(run, run.intent, StepStatus.CANCELLED, stamp, result=result)
     return commit(run, new, *closed, ended, answers=answers)
 
 

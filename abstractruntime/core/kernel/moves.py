@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from ..models import TERMINAL, Intent, Request, RunState, RunStatus
 from ..streams import Unread, comes_in_time
+from .attempts import waits_for_children
 
 
 class Rest(Struct, frozen=True, gc=False):
@@ -49,7 +50,11 @@ class Ask(Struct, frozen=True, gc=False):
     """Nothing is in flight: ask the node."""
 
 
-Move = Rest | Later | Busy | Answer | Wake | Deliver | Perform | Ask
+class Collect(Struct, frozen=True, gc=False):
+    """It has runs of its own under way: see how they stand."""
+
+
+Move = Rest | Later | Busy | Answer | Wake | Deliver | Perform | Ask | Collect
 
 
 def next_move(
@@ -74,10 +79,14 @@ def next_move(
         if run.waiting is not None and unread is not None and comes_in_time(run.waiting, unread.message):
             return Deliver(unread)
         until = run.waiting.until if run.waiting else None
-        return Wake() if until is not None and until <= now else Rest()
+        if until is not None and until <= now:
+            return Wake()
+        return Collect() if waits_for_children(run) else Rest()
     intent = run.intent
     if intent is None:
         return Ask()
+    if intent.children:
+        return Collect()
     if intent.token is not None:
         return Busy() if held else Perform(intent, lost=True)
     if intent.due is not None and intent.due > now:

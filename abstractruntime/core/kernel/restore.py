@@ -13,8 +13,18 @@ from msgspec.structs import replace
 
 from ..codec import canonical
 from ..errors import EffectInFlight, InvalidSnapshot, RunCompleted
-from ..models import TERMINAL, Commit, Request, RunState, RunStatus, StepRecord, WaitReason, WaitState
-from .attempts import Records, lose, span
+from ..models import (
+    TERMINAL,
+    Commit,
+    Request,
+    RunState,
+    RunStatus,
+    StepRecord,
+    StepStatus,
+    WaitReason,
+    WaitState,
+)
+from .attempts import Records, close, is_open, lose, span
 from .state import (
     Stamp,
     commit,
@@ -135,6 +145,8 @@ def _without_intent(run: RunState, free: str | None, stamp: Stamp) -> tuple[int,
     if intent is None:
         return seq_of(run.vars), ()
     seq = max(seq_of(run.vars), intent.seq + span(intent))
+    if intent.children:
+        return seq, close(run, intent, StepStatus.CANCELLED, stamp, result={"cancelled": True}) if is_open(run) else ()
     if intent.token is None:  # the next attempt has not begun
         return seq, ()
     if intent.token != free:

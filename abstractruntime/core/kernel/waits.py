@@ -10,6 +10,7 @@ from ..codec import canonical
 from ..errors import InvalidAnswer, RunPaused, StaleResumeError
 from ..models import Commit, Intent, RunState, RunStatus, StepRecord, WaitReason, WaitState
 from ..vars import write_path
+from .outputs import tool_answer
 from .state import Stamp, commit, finished, next_state, restore_seq, run_record, seq_of
 
 #: where an answer that must be one of `choices` is looked for, in this order
@@ -95,9 +96,9 @@ def conclude(
     lookup_key: str | None = None,
 ) -> Commit:
     """The wait ends with this payload; `result` is what its record says."""
-    vars = run.vars
-    if wait.result_key and payload is not None:
-        vars = restore_seq(write_path(vars, wait.result_key, payload), seq_of(run.vars))
+    vars, value = run.vars, tool_answer(wait, payload)
+    if wait.result_key and value is not None:
+        vars = restore_seq(write_path(vars, wait.result_key, value), seq_of(run.vars))
     new = next_state(run, stamp, vars)
     reason = str(wait.reason)
     delivered = {
@@ -118,7 +119,8 @@ def conclude(
     )
     if wait.resume_to_node is None:
         via = {"via": "resume", "wait_reason": reason, "wait_key": wait.wait_key}
-        output = {"success": True, "result": payload}
+        output = {"success": True, "result": value}
         return commit(run, new, record, *finished(new, run.current_node, output, stamp, **via), lookup_key=lookup_key)
     new.status, new.waiting, new.current_node = RunStatus.RUNNING, None, wait.resume_to_node
+    new.intent = None  # of runs that it has started: their end is not waited for any more
     return commit(run, new, record, lookup_key=lookup_key)

@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, Self, TypeVar
 
+from aiofiles.base import AiofilesContextManager
+from aiofiles.threadpool.binary import AsyncBufferedReader
+
 from ...core.shielding import finish
 from ...core.threads import WorkerThreads
 from . import base
@@ -169,11 +172,18 @@ class AsyncArtifacts:
         """See `ArtifactStore.load_json`."""
         return await self._run(self.sync.load_json, artifact_id)
 
-    async def open(self, artifact_id: str) -> BinaryIO:
-        """See `ArtifactStore.open`. Reading the file blocks: do it in a thread, or use `iter_content`."""
+    def open(self, artifact_id: str) -> AiofilesContextManager[AsyncBufferedReader]:
+        """See `ArtifactStore.open`; the file is one of `aiofiles`, whose methods are awaited.
+
+        >>> async with store.open(artifact_id) as file:  # doctest: +SKIP
+        ...     head = await file.read(1024)
+        """
+        return AiofilesContextManager(self._open(artifact_id))
+
+    async def _open(self, artifact_id: str) -> AsyncBufferedReader:
         opening = asyncio.ensure_future(self._run(self.sync.open, artifact_id))
         try:
-            return await asyncio.shield(opening)
+            return AsyncBufferedReader(await asyncio.shield(opening), loop=None, executor=None)
         except asyncio.CancelledError:
             opening.add_done_callback(_close_opened)
             raise

@@ -1,0 +1,5 @@
+"""Workflows by their ids."""
+
+from .registry import WorkflowRegistry
+
+__all__ = ["WorkflowRegistry"]
