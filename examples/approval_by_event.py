@@ -63,7 +63,7 @@ def main() -> None:
         rt.run(ORDER, vars={"order": "books"}, session_id="customer-7", run_id="waits")
         rt.start(workflow=ORDER, vars={"order": "lamp"}, session_id="customer-7", run_id="late")
 
-        sent = {"name": "credit:decided", "session_id": "customer-7", "payload": {"approved": True}}
+        sent: dict[str, Any] = {"name": "credit:decided", "session_id": "customer-7", "payload": {"approved": True}}
         told = rt.emit_event(**sent, event_id="decision-1", max_steps=10)
         print(f"reached: {', '.join(told['delivered_to'])}")
         again = rt.emit_event(**sent, event_id="decision-1", max_steps=10)
