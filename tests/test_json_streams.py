@@ -112,6 +112,19 @@ async def test_damage_is_told_and_stops_nobody_else(desk: Desk) -> None:
     assert state.status is RunStatus.COMPLETED, "it had taken in what it waited for"
 
 
+@pytest.mark.parametrize("hole", [b"\0" * 10, b"x" * 10])
+async def test_a_hole_with_good_lines_behind_it_is_damage_and_not_cut_off(desk: Desk, hole: bytes) -> None:
+    for number in range(3):
+        await desk.emit(number)
+    lines = desk.file.read_bytes().splitlines(keepends=True)
+    damaged = lines[0] + hole + lines[1][10:] + lines[2]
+    desk.file.write_bytes(damaged)
+    desk.restart()
+    with pytest.raises(StoreCorrupt, match="line 2"):
+        await desk.emit(3)
+    assert desk.file.read_bytes() == damaged
+
+
 async def test_a_crash_between_commit_and_append_loses_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     await desk.rt.run(LISTENER, run_id="r")
     append = Files.append
@@ -188,6 +201,6 @@ async def test_another_process_reads_what_the_one_that_writes_has_written(desk: 
     def look() -> tuple[Any, list[str], bool]:
         with Folder(desk.path) as other:
             found = other.unread("global:global", "paid", {}, SINCE)
-            return found and found.message.data["payload"], other.nudged(None, 5), other._owning
+            return found and found.message.data["payload"], other.nudged(None, SINCE, 5), other._owning
 
     assert await asyncio.to_thread(look) == ({"n": 1}, ["r"], False)

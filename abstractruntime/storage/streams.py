@@ -174,10 +174,10 @@ class Streams:
         """Some names that anybody listens for on this stream."""
         return tuple(sorted(self._heard.get(key, {}))[:MOST_NAMES])
 
-    def nudged(self, key: str | None, limit: int) -> list[str]:
-        """The runs whose waits are due, on this stream or any, the longest first."""
+    def nudged(self, key: str | None, since: str, limit: int) -> list[str]:
+        """See `core.backend.Backend.nudged`."""
         some: Iterable[dict[str, str]] = self._nudged.values() if key is None else [self._nudged.get(key, {})]
-        due = sorted((at, run_id) for runs in some for run_id, at in runs.items())
+        due = sorted((at, run_id) for runs in some for run_id, at in runs.items() if at >= since)
         return [run_id for _, run_id in due[:limit]]
 
     def take(self, run_id: str, hearing: Hearing | None) -> None:

@@ -113,12 +113,12 @@ def listening(connection: sqlite3.Connection, message: Message, limit: int) -> L
     return Listening(names=tuple(name for (name,) in names))
 
 
-def nudged(connection: sqlite3.Connection, stream: str | None, limit: int) -> list[str]:
-    """Runs whose waits are due, the longest first."""
+def nudged(connection: sqlite3.Connection, stream: str | None, since: int, limit: int) -> list[str]:
+    """Runs that a message waits for, sent at that instant (microseconds since 1970) or later; of the oldest first."""
     if stream is None:
-        rows = connection.execute(_NUDGED_RUNS, (limit,))
+        rows = connection.execute(_NUDGED_RUNS, (since, limit))
     else:
-        rows = connection.execute(_NUDGED_RUNS_OF_STREAM, (stream, limit))
+        rows = connection.execute(_NUDGED_RUNS_OF_STREAM, (stream, since, limit))
     return [run_id for (run_id,) in rows.fetchall()]
 
 

@@ -58,8 +58,8 @@ SELECT DISTINCT name FROM waits WHERE stream = ? ORDER BY name LIMIT ?;
 
 -- name: nudged_runs
 SELECT r.run_id FROM waits w JOIN runs r ON r.id = w.run
-WHERE w.nudged IS NOT NULL ORDER BY w.nudged, r.run_id LIMIT ?;
+WHERE w.nudged >= ? ORDER BY w.nudged, r.run_id LIMIT ?;
 
 -- name: nudged_runs_of_stream
 SELECT r.run_id FROM waits w JOIN runs r ON r.id = w.run
-WHERE w.stream = ? AND w.nudged IS NOT NULL ORDER BY w.nudged, r.run_id LIMIT ?;
+WHERE w.stream = ? AND w.nudged >= ? ORDER BY w.nudged, r.run_id LIMIT ?;
