@@ -29,7 +29,7 @@ def hearing_of(run: RunState) -> Hearing | None:
     if address is None:
         return None
     stream, name = address
-    return Hearing(stream, name, run.read.get(stream, {}), since_of(run))
+    return Hearing(stream, name, dict(run.read.get(stream, {})), since_of(run))
 
 
 class Stream:
