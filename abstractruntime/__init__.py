@@ -49,6 +49,7 @@ from .core.errors import (
 from .core.models import (
     Effect,
     EffectType,
+    Message,
     Request,
     RunState,
     RunStatus,
@@ -221,6 +222,7 @@ __all__ = [
     "JsonlLedgerStore",
     "LedgerEntry",
     "LimitWarning",
+    "Message",
     "NoRetryPolicy",
     "ObservableLedgerStore",
     "ObservableLedgerStoreProtocol",

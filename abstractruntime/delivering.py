@@ -103,14 +103,17 @@ class Deliveries:
         return later if later is not None and later.deliveries is self and not later.over else None
 
     async def move(self, messages: Iterable[Message]) -> list[Moved]:
-        """Let every run whose wait is due on the streams of these messages take in its next one.
+        """Let every run whose wait these messages made due take in its next one.
 
         The messages are stored, so what cannot be moved now is logged, and moves at its next tick.
         """
         found: list[Moved] = []
-        for stream in dict.fromkeys(message.stream for message in messages):
+        since: dict[str, str] = {}
+        for message in messages:
+            since[message.stream] = min(message.at, since.get(message.stream, message.at))
+        for stream, at in since.items():
             try:
-                due = await self._journal.backend.nudged(stream=stream, limit=_MOST)
+                due = await self._journal.backend.nudged(stream=stream, since=at, limit=_MOST)
             except AbstractRuntimeError as error:
                 log.warning("Nobody can say who waits on stream %s; they move at their next tick: %s", stream, error)
                 continue
@@ -132,7 +135,7 @@ class Deliveries:
             return Moved(run_id=run_id, status="error", error=str(error))
 
     async def _taken_in(self, run_id: str) -> Moved | None:
-        """What became of the run; None if it does not wait for anything that is there, because others were quicker."""
+        """What became of the run; None if it has something else to do first, or others were quicker."""
         while True:
             loaded = await self._journal.load(run_id)
             run, registry, stamp = loaded.run, self._registry(), self._stamp()
@@ -140,14 +143,12 @@ class Deliveries:
             if registry is not None and workflow is None:
                 return Moved(run_id=run_id, status="skipped", error="workflow_not_registered")
             try:
-                if loaded.requests:
-                    await self._journal.commit(kernel.answer(run, loaded.requests, stamp))
-                    continue
-                match kernel.next_move(run, now=stamp.at, unread=await self.unread(run)):
+                unread = await self.unread(run)
+                match kernel.next_move(run, now=stamp.at, requests=loaded.requests, unread=unread):
                     case kernel.Deliver(found=found):
                         run = await self._journal.commit(kernel.deliver(run, found, stamp))
                         return Moved(run_id=run_id, status=str(run.status), workflow=workflow)
-                    case _:
+                    case _:  # a request that stands, a deadline: its own tick sees to that
                         return None
             except RevisionConflict:
                 continue

@@ -78,6 +78,8 @@ class Wait:
     prompt: str | None = None
     choices: list[str] | None = None
     binding: bool = False
+    #: the name of the event that ends it
+    name: str | None = None
 
 
 @dataclass
@@ -114,12 +116,17 @@ class Model:
     asked: dict[str, int] = field(default_factory=dict)
     raised: int = 0
     answers: dict[str, Any] = field(default_factory=dict)
+    #: events that were sent and not heard: when, and what a listener gets
+    unheard: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    sent: set[str] = field(default_factory=set)
 
     # What a host does
 
     def tick(self, steps: int = 100) -> None:
         while steps > 0 and self.status not in ENDED and not self.paused:
             if self.wait is not None:
+                if self._hear(self.wait):
+                    continue
                 if self.wait.until is None or self.wait.until > self.now:
                     return
                 self._ring(self.wait)
@@ -141,6 +148,14 @@ class Model:
             if resume_id is not None:
                 self.answers[resume_id] = payload
         self.tick(steps)
+
+    def emit(self, name: str, event_id: str) -> None:
+        """The same id is the same event. Who waits for it moves at once, and runs at its next tick."""
+        if event_id not in self.sent:
+            self.sent.add(event_id)
+            self.unheard.append((self.now, {"name": name, "event_id": event_id, "emitted_at": instant(self.now)}))
+            if self.wait is not None and not self.paused:
+                self._hear(self.wait)
 
     def cancel(self, reason: str | None) -> None:
         if self.status not in ENDED:
@@ -273,13 +288,23 @@ class Model:
         prompt = "Well?" if node.kind == "ask" else None
         choices = CHOICES if node.choices and node.kind in ("ask", "listen") else None
         binding = node.binding and choices is not None
-        self.wait = Wait(len(self.waits), reason, then, node.key, author_key, until, prompt, choices, binding)
+        name = node.name if node.kind == "listen" and node.wait_key is None else None
+        self.wait = Wait(len(self.waits), reason, then, node.key, author_key, until, prompt, choices, binding, name)
         self.waits.append(self.wait)
 
     def _ring(self, wait: Wait) -> None:
         assert wait.until is not None
         news = {"ready": True} if wait.reason == "until" else {"timed_out": True}
         self._wake(wait, {"until": instant(wait.until), **news})
+
+    def _hear(self, wait: Wait) -> bool:
+        """The first event of that name that was not heard ends the wait, if it was sent before the deadline."""
+        found = next((event for event in self.unheard if event[1]["name"] == wait.name), None)
+        if found is None or (wait.until is not None and found[0] > wait.until):
+            return False
+        self.unheard.remove(found)
+        self._wake(wait, found[1])
+        return True
 
     def _answer(self, key: Any, payload: Any) -> None:
         if self.paused:

@@ -16,7 +16,7 @@ from abstractruntime.core import kernel
 from abstractruntime.core.clock import iso
 from abstractruntime.core.event_keys import event_key, listens_to
 from abstractruntime.core.models import Commit, Message, StepRecord
-from abstractruntime.core.streams import Unread, since_of
+from abstractruntime.core.streams import EVER, Unread, since_of
 from abstractruntime.storage.streams import Streams, hearing_of
 
 from .clocks import StillClock
@@ -71,7 +71,7 @@ class Race:
 
     def check_nudges(self) -> None:
         due = [run_id for run_id, run in self.runs.items() if self.unread(run) is not None]
-        assert sorted(self.streams.nudged(None, 9)) == sorted(due)
+        assert sorted(self.streams.nudged(None, EVER, 9)) == sorted(due)
 
     # -- who acts
 

@@ -86,6 +86,13 @@ SAYS = {
         r"  it says now: \{'paid': 999\}",
         r"without its end: 5 records, count_mismatch at 5, head_mismatch at 4",
     ],
+    "approval_by_event.py": [
+        r"reached: counter, waits",
+        r"sent again: reached 0",
+        r"waits completed: \{'order': 'books', 'told': 1\}",
+        r"late completed: \{'order': 'lamp', 'told': 0\}",
+        r"counter completed: \{'closed': \['books', 'lamp'\]\}",
+    ],
     "approval_by_hand.py": [
         r"Pay 100 EUR\? \['approve', 'reject'\]",
         r"refused: 'maybe' is not one of the choices .*",

@@ -216,8 +216,8 @@ class Life:
         told = told_by(ledger)
         assert told.status == (model.status if model.status in ENDED else "waiting" if model.wait else "running")
         assert told.landed == model.seq
-        assert told.output == model.output
-        assert told.written == {k: v for k, v in model.vars.items() if k not in NOT_RESULTS}
+        assert heard(told.output) == model.output
+        assert heard(told.written) == {k: v for k, v in model.vars.items() if k not in NOT_RESULTS}
         assert model.status != "failed" or told.error in state.error
         assert len([r for r in ledger if r["step_id"].endswith(":node_failed")]) == model.raised
 
@@ -275,6 +275,12 @@ class Life:
             resume_id=resume_id,
             max_steps=steps,
         )
+
+    def model_emit(self, name: str, event_id: str) -> None:
+        self.model.emit(name, event_id)
+
+    async def real_emit(self, name: str, event_id: str) -> None:
+        await self.real.rt.emit_event(name=name, session_id=RUN, event_id=event_id)
 
     def model_cancel(self, reason: str | None) -> None:
         self.model.cancel(reason)
@@ -334,16 +340,25 @@ class Life:
         self.model.save("host", value)
 
 
+def heard(value: Any) -> Any:
+    """A value with what it holds of events cut down to what the model knows of them."""
+    if isinstance(value, dict) and "emitter" in value:
+        return {name: value[name] for name in ("name", "event_id", "emitted_at")}
+    if isinstance(value, dict):
+        return {name: heard(inner) for name, inner in value.items()}
+    return value
+
+
 def shown(state: RunState) -> dict[str, Any]:
     wait = state.waiting
     return {
         "status": str(state.status),
         "node": state.current_node,
-        "vars": {name: value for name, value in state.vars.items() if not name.startswith("_")},
+        "vars": {name: heard(value) for name, value in state.vars.items() if not name.startswith("_")},
         "wait": None if wait is None else (str(wait.reason), wait.prompt, wait.choices, wait.resume_to_node),
         "until": None if wait is None else wait.until,
         "paused": state.paused,
-        "output": state.output,
+        "output": heard(state.output),
         "effect_seq": state.vars["_runtime"].get("effect_seq", 0),
         "limits": {"max_iterations": state.vars["_limits"]["max_iterations"]},
         "trying": None if state.intent is None else (state.intent.seq, state.intent.attempt),
@@ -411,6 +426,7 @@ ACTIONS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
         ),
     ),
     "pass": (3, (seconds,)),
+    "emit": (4, (st.sampled_from(["bell", "bell", "gong"]), st.sampled_from(["e1", "e2", "e3", "e4"]))),
     "pause": (3, ()),
     "unpause": (3, ()),
     "reopen": (2, ()),

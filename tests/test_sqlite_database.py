@@ -19,6 +19,7 @@ import pytest
 
 from abstractruntime import EffectOutcome, HashChainedLedgerStore, Runtime
 from abstractruntime.core.errors import StoreBusy, StoreCorrupt, StoreError, StoreSchemaTooNew
+from abstractruntime.core.event_keys import read_event_key
 from abstractruntime.core.models import RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
 from abstractruntime.storage.sqlite import (
     AsyncSqliteRunStore,
@@ -89,6 +90,9 @@ def write_golden(path: Path) -> None:
         with Runtime(run_store=SqliteRunStore(database), ledger_store=chained) as rt:
             rt.start(workflow=one("answer_user", {"message": "hello"}), run_id="golden-5")
             rt.tick(workflow=one("answer_user", {"message": "hello"}), run_id="golden-5")
+        with Runtime(run_store=SqliteRunStore(database), ledger_store=SqliteLedgerStore(database)) as rt:
+            rt.run(one("wait_event", {"name": "paid"}), run_id="golden-6", session_id="golden")
+            rt.emit_event(name="billed", session_id="golden", event_id="golden-event")
 
 
 each_version = pytest.mark.parametrize("golden", VERSIONS, ids=lambda path: path.stem)
@@ -126,6 +130,10 @@ def test_a_file_of_any_version_opens_and_reads(tmp_path, golden):
             with Runtime(run_store=runs, ledger_store=ledgers) as rt:
                 assert rt.verify_ledger("golden-5")["head_hash"]
                 assert rt.verify_ledger("golden-5")["ok"]
+        if golden.stem not in [f"sqlite_schema_{n}" for n in range(1, 5)]:  # from the fifth on, events
+            with Runtime(run_store=runs, ledger_store=ledgers) as rt:
+                assert rt.emit_event(name="billed", session_id="golden", event_id="golden-event")["delivered"] == 0
+                assert rt.emit_event(name="paid", session_id="golden")["delivered_to"] == ["golden-6"]
         database.check(full=True)
         runs.save(found)
 
@@ -144,6 +152,26 @@ def test_an_old_file_gets_the_schema_of_a_new_one(tmp_path, golden):
         with SqliteDatabase(path) as database:
             assert SqliteRunStore(database).load("unknown") is None
     assert schema_of(old) == schema_of(new)
+
+
+def test_waits_for_events_of_an_old_file_listen_from_then_on(tmp_path):
+    path = Path(shutil.copy(GOLDEN / "sqlite_schema_4.sqlite3", tmp_path))
+    keys = {2: "evt:session:s1:order:paid", 3: "evt:global:global:*", 4: "evt:session:s1", 5: "evt:galaxy:x:paid"}
+    connection = sqlite3.connect(path)
+    for run, key in keys.items():
+        connection.execute("INSERT INTO waits (run, branch, reason, wait_key) VALUES (?, 0, 'event', ?)", (run, key))
+    paused = b'{"vars":{"_runtime":{"control":{"paused":true}}}}'
+    connection.execute("INSERT INTO runs (id, run_id) VALUES (6, 'paused')")
+    connection.execute("INSERT INTO states (id, revision, records, data) VALUES (6, 1, 0, ?)", (paused,))
+    connection.execute("INSERT INTO waits (run, branch, reason, wait_key) VALUES (6, 0, 'event', 'evt:run:x:paid')")
+    connection.commit()
+    connection.close()
+    with SqliteDatabase(path) as database:
+        SqliteRunStore(database).load("golden-1")
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT run, stream, name FROM waits WHERE run > 1 ORDER BY run").fetchall()
+    connection.close()
+    assert rows == [*((run, *(read_event_key(key) or (None, None))) for run, key in keys.items()), (6, None, None)]
 
 
 def test_migrations_are_numbered_without_gaps_and_the_file_says_which_it_has(tmp_path):
@@ -167,7 +195,8 @@ def test_the_hot_write_touches_no_column_of_an_index(tmp_path):
 
 
 def test_every_query_can_be_prepared_and_says_why_it_is_there(tmp_path):
-    text = (Path(statements.__file__).parent / "sql" / "queries.sql").read_text(encoding="utf-8")
+    folder = Path(statements.__file__).parent / "sql"
+    text = "".join(file.read_text(encoding="utf-8") for file in folder.glob("*.sql"))
     assert text.count("-- name: ") == len(statements.QUERIES)
     with SqliteDatabase(tmp_path / "x.sqlite3") as database:
         connection = database.connection()

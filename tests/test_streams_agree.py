@@ -200,9 +200,9 @@ class Agreement(RuleBasedStateMachine):
     def listening(self, messages: list[Message], limit: int) -> None:
         self.agreed(lambda store, backend: backend.listening(messages[0], limit=limit))
 
-    @rule(stream=STREAMS, limit=st.sampled_from([1, 10]))
-    def nudged_of_a_stream(self, stream: str, limit: int) -> None:
-        self.agreed(lambda store, backend: backend.nudged(stream=stream, limit=limit))
+    @rule(stream=STREAMS | st.none(), since=INSTANTS, limit=st.sampled_from([1, 10]))
+    def nudged_since(self, stream: str | None, since: str, limit: int) -> None:
+        self.agreed(lambda store, backend: backend.nudged(stream=stream, since=since, limit=limit))
 
     @invariant()
     def nudged(self) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from .models import Message, Request, RunState, StepRecord
-from .streams import DEFAULT_KEPT, Listening, Unread
+from .streams import DEFAULT_KEPT, EVER, Listening, Unread
 
 
 class Write(Struct, frozen=True, kw_only=True, gc=False):
@@ -100,8 +100,8 @@ class Backend(Protocol):
     async def listening(self, message: Message, *, limit: int = 10_000) -> Listening:
         """Whose waits the message would make due; nobody's if it is on its stream already."""
 
-    async def nudged(self, *, stream: str | None = None, limit: int = 100) -> list[str]:
-        """Runs whose waits a message has made due and that have not moved, on this stream or any; the longest first."""
+    async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
+        """Runs that a message waits for, on this stream or any, sent at `since` or later; of the oldest first."""
 
     async def claims(self, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
         """Per stored run: the token of its intent, and whether a cancel request stands. The unknown is left out."""

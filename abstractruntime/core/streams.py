@@ -23,7 +23,8 @@ MOST_NAMES = 15
 #: the part of what is kept that may come on top before the oldest go
 _SLACK = 10
 
-_EVER = "1970-01-01T00:00:00.000000+00:00"
+#: before all that is stored
+EVER = "1970-01-01T00:00:00.000000+00:00"
 
 
 class Unread(Struct, frozen=True, kw_only=True, gc=False):
@@ -75,7 +76,7 @@ def since_of(run: RunState) -> str:
     try:
         return iso(parse_instant(run.created_at))
     except ValueError:
-        return _EVER
+        return EVER
 
 
 def begin_of(read: Mapping[str, int], first: int) -> int:

@@ -74,6 +74,9 @@ def wait_event(call: EffectCall) -> EffectOutcome:
     envelope of the next event of that name that the run has not had, also one sent since its creation and before this
     wait; or what `resume()` was given; or `{"timed_out": True, "until"}`. An event that was sent by the deadline beats
     it. A `wait_key` of the form `evt:<scope>:<scope id>:<name>` listens too.
+
+    A stream keeps only so many messages. Where some were dropped that the run had not read, the envelope has `missed`:
+    how many, at most.
     """
     payload = call.payload
     try:

@@ -9,7 +9,7 @@ from ..core.backend import Loaded, Write
 from ..core.codec import decode_records, fill
 from ..core.errors import RevisionConflict
 from ..core.models import Message, StepRecord
-from ..core.streams import DEFAULT_KEPT, Listening, Unread, heard_by
+from ..core.streams import DEFAULT_KEPT, EVER, Listening, Unread, heard_by
 
 if TYPE_CHECKING:  # they make it
     from .in_memory import InMemoryLedgerStore, InMemoryRunStore
@@ -69,9 +69,9 @@ class MemoryBackend:
                 return Listening(names=streams.names(message.stream))
         return heard_by((found.run for found in loaded if found is not None), message)
 
-    async def nudged(self, *, stream: str | None = None, limit: int = 100) -> list[str]:
+    async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         with self._runs._lock:
-            return self._runs._streams.nudged(stream, limit)
+            return self._runs._streams.nudged(stream, since, limit)
 
     def _put_messages(self, messages: Iterable[Message], keep: int) -> None:
         streams = self._runs._streams

@@ -14,6 +14,24 @@ from ..core.models import Message, RunState
 from ..core.streams import MOST_NAMES, Unread, begin_of, missed_of, since_of, surplus
 
 
+class Hearing(Struct, frozen=True, gc=False):
+    """What a waiting run listens to, how far it has read there, and since when it is there."""
+
+    stream: str
+    name: str
+    read: dict[str, int]
+    since: str
+
+
+def hearing_of(run: RunState) -> Hearing | None:
+    """What a run listens to; None for nothing."""
+    address = listens_to(run)
+    if address is None:
+        return None
+    stream, name = address
+    return Hearing(stream, name, dict(run.read.get(stream, {})), since_of(run))
+
+
 class Stream:
     """The messages of one stream that are kept, in order; the first one is at position `first`."""
 
@@ -22,6 +40,8 @@ class Stream:
         self._kept: list[tuple[str, str, str, bytes]] = []  # name, id, instant and data
         self._ids: set[str] = set()
         self._by_name: dict[str, list[int]] = defaultdict(list)
+        #: the latest instant among the kept
+        self._latest = ""
 
     @property
     def last(self) -> int:
@@ -38,6 +58,7 @@ class Stream:
         self._kept.append((message.name, message.message_id, message.at, encode(message.data)))
         self._ids.add(message.message_id)
         self._by_name[message.name].append(self.last)
+        self._latest = max(self._latest, message.at)
         return True
 
     def drop(self, keep: int) -> int:
@@ -57,7 +78,13 @@ class Stream:
                 del self._by_name[name]
         del self._kept[:count]
         self.first += count
+        if count:
+            self._latest = max((at for _, _, at, _ in self._kept), default="")
         return count
+
+    def has_begun(self, hearing: Hearing, at: str) -> bool:
+        """Whether a listener has read here, or anything from its time on is here, beside a message of this instant."""
+        return "" in hearing.read or hearing.since <= max(self._latest, at)
 
     def message(self, key: str, position: int) -> Message:
         """A fresh copy of the message at this position, of this stream."""
@@ -85,24 +112,6 @@ class Stream:
         positions = self._by_name.get(name, [])
         place = bisect_right(positions, max(begin - 1, read.get(name, 0)))
         return positions[place] if place < len(positions) else None
-
-
-class Hearing(Struct, frozen=True, gc=False):
-    """What a waiting run listens to, how far it has read there, and since when it is there."""
-
-    stream: str
-    name: str
-    read: dict[str, int]
-    since: str
-
-
-def hearing_of(run: RunState) -> Hearing | None:
-    """What a run listens to; None for nothing."""
-    address = listens_to(run)
-    if address is None:
-        return None
-    stream, name = address
-    return Hearing(stream, name, run.read.get(stream, {}), since_of(run))
 
 
 class Streams:
@@ -156,16 +165,19 @@ class Streams:
         """The runs whose waits this message makes due, and no other has, in order."""
         names, nudged = self._heard.get(message.stream, {}), self._nudged.get(message.stream, {})
         heard = names.get(message.name, set()) | names.get(ANY, set())
-        return sorted(run_id for run_id in heard if run_id not in nudged)
+        stream = self.stream(message.stream)
+        return sorted(
+            run_id for run_id in heard if run_id not in nudged and stream.has_begun(self._listens[run_id], message.at)
+        )
 
     def names(self, key: str) -> tuple[str, ...]:
         """Some names that anybody listens for on this stream."""
         return tuple(sorted(self._heard.get(key, {}))[:MOST_NAMES])
 
-    def nudged(self, key: str | None, limit: int) -> list[str]:
-        """The runs whose waits are due, on this stream or any, the longest first."""
+    def nudged(self, key: str | None, since: str, limit: int) -> list[str]:
+        """See `core.backend.Backend.nudged`."""
         some: Iterable[dict[str, str]] = self._nudged.values() if key is None else [self._nudged.get(key, {})]
-        due = sorted((at, run_id) for runs in some for run_id, at in runs.items())
+        due = sorted((at, run_id) for runs in some for run_id, at in runs.items() if at >= since)
         return [run_id for _, run_id in due[:limit]]
 
     def take(self, run_id: str, hearing: Hearing | None) -> None:

@@ -20,7 +20,7 @@ import msgspec
 from ..core.codec import copy_of_run, decode_records, decode_run
 from ..core.errors import RevisionConflict, StoreCorrupt, StoreError
 from ..core.models import TERMINAL, Message, RunState, StepRecord
-from ..core.streams import DEFAULT_KEPT, Listening, Unread
+from ..core.streams import DEFAULT_KEPT, EVER, Listening, Unread
 from ..core.threads import WorkerThreads
 from .base import Backend, Loaded, Write
 
@@ -96,7 +96,7 @@ class UserPair:
         """Raises StoreError."""
         raise self._no_messages()
 
-    async def nudged(self, *, stream: str | None = None, limit: int = 100) -> list[str]:
+    async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         """Nobody is."""
         return []
 

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from ...core.models import Message, StepRecord
 from ...core.shielding import finish
-from ...core.streams import DEFAULT_KEPT, Listening, Unread
+from ...core.streams import DEFAULT_KEPT, EVER, Listening, Unread
 from ...core.threads import WorkerThreads
 from ..base import Loaded, Write
 from .files import Files
@@ -85,8 +85,8 @@ class JsonBackend:
     async def listening(self, message: Message, *, limit: int = 10_000) -> Listening:
         return await self.write(lambda folder: folder.listening(message, limit))
 
-    async def nudged(self, *, stream: str | None = None, limit: int = 100) -> list[str]:
-        return await self.write(lambda folder: folder.nudged(stream, limit))
+    async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
+        return await self.write(lambda folder: folder.nudged(stream, since, limit))
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         return await self.write(lambda folder: folder.landed(run_id, commit_id))

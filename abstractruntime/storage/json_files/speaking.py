@@ -53,12 +53,12 @@ class Speaking:
             return Listening(names=known.names(message.stream))
         return heard_by((decode_run(data, run_id) for run_id, data in rows), message)
 
-    def nudged(self, key: str | None, limit: int) -> list[str]:
-        """Runs whose waits are due, the longest first."""
+    def nudged(self, key: str | None, since: str, limit: int) -> list[str]:
+        """Runs that a message waits for: see `core.backend.Backend`."""
         streams = self._streams_now(None if key is None else [key])
         if not self._owning:
             self._hear(streams)
-        return streams.known.nudged(key, limit)
+        return streams.known.nudged(key, since, limit)
 
     def _placed(self, write: Write) -> tuple[Placed, ...]:
         """Where the messages of a write go."""

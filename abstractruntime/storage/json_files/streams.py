@@ -167,7 +167,7 @@ class StreamFiles:
                     stream = Stream(line.position + (line.message is None))
                 _put(stream, key, line, first=number == 1)
             except ValueError as error:
-                if text.endswith(b"\n") and b"\0" not in data[end:]:
+                if _is_damage(text, data[end:]):
                     raise StoreCorrupt(
                         f"{path}: line {number}: {error}. Nothing was changed. Restore the file from a backup."
                     ) from error
@@ -176,6 +176,21 @@ class StreamFiles:
             end += len(text)
         self._ends[key] = end
         return stream
+
+
+def _is_damage(text: bytes, rest: bytes) -> bool:
+    """Whether a line that cannot be read, with what follows it, is more than a crash leaves of an append."""
+    return _any_good(rest[len(text) :]) or (text.endswith(b"\n") and b"\0" not in rest)
+
+
+def _any_good(data: bytes) -> bool:
+    for text in data.splitlines(keepends=True):
+        try:
+            _read_line(text)
+        except ValueError:
+            continue
+        return True
+    return False
 
 
 def _put(stream: Stream, key: str, line: _Line, *, first: bool) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TypeVar
 
+from ...core.clock import micros
 from ...core.errors import StoreCorrupt
 from ...core.models import Message, StepRecord
-from ...core.streams import DEFAULT_KEPT, Listening, Unread
+from ...core.streams import DEFAULT_KEPT, EVER, Listening, Unread
 from ..base import Loaded, Write
 from . import messages as streams
 from . import reads, writes
@@ -78,8 +79,8 @@ class SqliteBackend:
     async def listening(self, message: Message, *, limit: int = 10_000) -> Listening:
         return await self.read(partial(streams.listening, message=message, limit=limit))
 
-    async def nudged(self, *, stream: str | None = None, limit: int = 100) -> list[str]:
-        return await self.read(partial(streams.nudged, stream=stream, limit=limit))
+    async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
+        return await self.read(partial(streams.nudged, stream=stream, since=micros(since), limit=limit))
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         return await self.read(partial(reads.landed, run_id=run_id, commit_id=commit_id))

@@ -9,6 +9,7 @@ from threading import Event
 
 from ...core.codec import decode_records, decode_run
 from ...core.errors import StoreCorrupt
+from ...core.models import RunState
 from .failures import translated
 from .statements import QUERIES, first
 from .writes import identity_row, rest_at, wait_row
@@ -60,7 +61,7 @@ def _unreadable(connection: sqlite3.Connection) -> Iterator[str]:
             continue
         wait = connection.execute(_WAIT_OF_RUN, (run_pk,)).fetchone()
         said = (run.run_id, run.revision, str(run.status), rest_at(run), run.owner, *identity_row(run))
-        if said != (run_id, *columns) or wait != wait_row(run_pk, run):
+        if said != (run_id, *columns) or wait != _told_wait(run_pk, run):
             yield f"the columns of run {run_id!r} say something else than its data"
         last = first(connection, _RECORDS_NEWEST_FIRST, (run_pk,))
         if head is not None and (last is None or _last_hash(last, run_id) not in (head, None)):
@@ -73,6 +74,12 @@ def _unreadable(connection: sqlite3.Connection) -> Iterator[str]:
             continue
         if len(records) != count or any(record.run_id != run_id for record in records):
             yield f"the ledger of run {run_id!r} has a row with other records than it counts"
+
+
+def _told_wait(run_pk: int, run: RunState) -> tuple[object, ...] | None:
+    """The row of the wait but for `since`, which older versions did not write."""
+    row = wait_row(run_pk, run)
+    return None if row is None else row[:-1]
 
 
 def _last_hash(data: bytes, run_id: str) -> str | None:

@@ -44,7 +44,7 @@ def send(connection: sqlite3.Connection, messages: Iterable[Message], keep: int)
         row = {"stream": stream, "position": position, "message_id": message.message_id, "name": message.name, "at": at}
         if connection.execute(_INSERT_MESSAGE, {**row, "data": encode(message.data)}).rowcount:
             connection.execute(_RAISE_HEAD, (position, stream))
-            connection.execute(_NUDGE_WAITS, {"at": at, "key": message.stream, "name": message.name})
+            connection.execute(_NUDGE_WAITS, {"at": at, "key": message.stream, "name": message.name, "stream": stream})
             grown[message.stream] = stream, position
     for name, (stream, last) in grown.items():
         lowest = first(connection, _FIRST_MESSAGE, (stream,))
@@ -105,19 +105,20 @@ def listening(connection: sqlite3.Connection, message: Message, limit: int) -> L
     stream = first(connection, _ID_OF_STREAM, message.stream.split(":", 1))
     if stream is not None and first(connection, _MESSAGE_BY_ID, (stream, message.message_id)):
         return Listening()
-    rows = connection.execute(_LISTENERS, (message.stream, message.name, limit)).fetchall()
+    wanted = {"key": message.stream, "name": message.name, "at": micros(message.at), "stream": stream, "limit": limit}
+    rows = connection.execute(_LISTENERS, wanted).fetchall()
     if rows:
         return heard_by((narrow_run(data, run_id) for run_id, data in rows), message)
     names = connection.execute(_NAMES_LISTENED_FOR, (message.stream, MOST_NAMES)).fetchall()
     return Listening(names=tuple(name for (name,) in names))
 
 
-def nudged(connection: sqlite3.Connection, stream: str | None, limit: int) -> list[str]:
-    """Runs whose waits are due, the longest first."""
+def nudged(connection: sqlite3.Connection, stream: str | None, since: int, limit: int) -> list[str]:
+    """Runs that a message waits for, sent at that instant (microseconds since 1970) or later; of the oldest first."""
     if stream is None:
-        rows = connection.execute(_NUDGED_RUNS, (limit,))
+        rows = connection.execute(_NUDGED_RUNS, (since, limit))
     else:
-        rows = connection.execute(_NUDGED_RUNS_OF_STREAM, (stream, limit))
+        rows = connection.execute(_NUDGED_RUNS_OF_STREAM, (stream, since, limit))
     return [run_id for (run_id,) in rows.fetchall()]
 
 

@@ -14,9 +14,9 @@ from ...core.chain import linked
 from ...core.clock import micros
 from ...core.codec import REFUSALS, decode, decode_records, encode, encode_records
 from ...core.errors import RevisionConflict, StoreCorrupt
-from ...core.event_keys import listens_to
 from ...core.models import Request, RunState, RunStatus, StepRecord
 from ..base import Write
+from ..streams import hearing_of
 from . import messages
 from .statements import QUERIES, first
 
@@ -59,7 +59,11 @@ def wait_row(run_pk: int, run: RunState) -> tuple[Any, ...] | None:
     if run.status is not RunStatus.WAITING or wait is None:
         return None
     due = micros(wait.until) if wait.until and not run.paused else None
-    return run_pk, str(wait.reason), wait.wait_key, due, *(listens_to(run) or (None, None))
+    hearing = hearing_of(run)
+    if hearing is None:
+        return run_pk, str(wait.reason), wait.wait_key, due, None, None, None
+    since = None if "" in hearing.read else micros(hearing.since)
+    return run_pk, str(wait.reason), wait.wait_key, due, hearing.stream, hearing.name, since
 
 
 def identity_row(run: RunState) -> tuple[Any, ...]:

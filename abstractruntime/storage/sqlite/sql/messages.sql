@@ -16,7 +16,9 @@ ON CONFLICT (stream, message_id) DO NOTHING;
 UPDATE streams SET head = ? WHERE id = ?;
 
 -- name: nudge_waits
-UPDATE waits SET nudged = :at WHERE stream = :key AND name IN (:name, '*') AND nudged IS NULL;
+-- A run that has read nothing there hears what stands behind the first message of its time.
+UPDATE waits SET nudged = :at WHERE stream = :key AND name IN (:name, '*') AND nudged IS NULL
+AND (since IS NULL OR since <= (SELECT max(at) FROM messages WHERE stream = :stream));
 
 -- name: nudge_wait
 UPDATE waits SET nudged = ? WHERE run = ?;
@@ -47,15 +49,17 @@ SELECT 1 FROM messages WHERE stream = ? AND message_id = ?;
 
 -- name: listeners
 SELECT r.run_id, s.data FROM waits w JOIN runs r ON r.id = w.run JOIN states s ON s.id = w.run
-WHERE w.stream = ? AND w.name IN (?, '*') AND w.nudged IS NULL ORDER BY r.run_id LIMIT ?;
+WHERE w.stream = :key AND w.name IN (:name, '*') AND w.nudged IS NULL
+AND (w.since IS NULL OR w.since <= max(:at, coalesce((SELECT max(at) FROM messages WHERE stream = :stream), 0)))
+ORDER BY r.run_id LIMIT :limit;
 
 -- name: names_listened_for
 SELECT DISTINCT name FROM waits WHERE stream = ? ORDER BY name LIMIT ?;
 
 -- name: nudged_runs
 SELECT r.run_id FROM waits w JOIN runs r ON r.id = w.run
-WHERE w.nudged IS NOT NULL ORDER BY w.nudged, r.run_id LIMIT ?;
+WHERE w.nudged >= ? ORDER BY w.nudged, r.run_id LIMIT ?;
 
 -- name: nudged_runs_of_stream
 SELECT r.run_id FROM waits w JOIN runs r ON r.id = w.run
-WHERE w.stream = ? AND w.nudged IS NOT NULL ORDER BY w.nudged, r.run_id LIMIT ?;
+WHERE w.stream = ? AND w.nudged >= ? ORDER BY w.nudged, r.run_id LIMIT ?;

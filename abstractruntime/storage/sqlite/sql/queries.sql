@@ -55,8 +55,8 @@ VALUES (?, ?, ?, ?, ?);
 DELETE FROM waits WHERE run = ?;
 
 -- name: insert_waits
-INSERT INTO waits (run, branch, reason, wait_key, due, stream, name)
-VALUES (?, 0, ?, ?, ?, ?, ?);
+INSERT INTO waits (run, branch, reason, wait_key, due, stream, name, since)
+VALUES (?, 0, ?, ?, ?, ?, ?, ?);
 
 -- name: delete_requests
 DELETE FROM requests WHERE run = ?;

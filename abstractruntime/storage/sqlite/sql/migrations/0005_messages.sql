@@ -1,5 +1,7 @@
--- Waits for events: stream and name say what a wait listens to, nudged since when a message of that lies there, in
--- microseconds since 1970. due is of timers and deadlines alone. All three are NULL while the run is paused.
+-- Waits for events: stream and name say what a wait listens to, nudged since when a message of that lies there, and since
+-- when the run hears what is said, if it has read nothing of the stream yet; both in microseconds since 1970. due is of
+-- timers and deadlines alone. All are NULL while the run is paused.
+ALTER TABLE waits ADD COLUMN since INTEGER;
 ALTER TABLE waits ADD COLUMN nudged INTEGER;
 CREATE INDEX waits_nudged ON waits (stream, nudged) WHERE nudged IS NOT NULL;
 
