@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -267,22 +268,25 @@ def test_killed_in_the_middle_of_a_child_the_next_process_goes_on(tmp_path: Path
     database, outside = tmp_path / "runs.db", tmp_path / "outside"
     kills = 0
     for kill in range(scaled(4, 40)):
-        before = len(performances(outside))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.test_children_faults", database, outside], cwd=ROOT, stdout=subprocess.PIPE
-        )
-        wanted = before + rng.randint(1, 30)
-        while process.poll() is None and len(performances(outside)) < wanted:
-            pass
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
+        wanted = lines(outside) + rng.randint(1, 30)
+        command = [sys.executable, "-m", "tests.test_children_faults", str(database), str(outside)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+            while process.poll() is None and lines(outside) < wanted:
+                time.sleep(0.001)
+            process.kill()
         if process.returncode == 0:
             assert kill > 0, "it was never killed"
             break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
     assert kills
     state = asyncio.run(drive(database, outside))
     check_killed(state, database, outside, performed_again=2 * kills)
+
+
+def lines(outside: Path) -> int:
+    """How many effects were performed; the last one may be half written at the moment."""
+    return outside.read_bytes().count(b"\n") if outside.exists() else 0
 
 
 def check_killed(state: RunState, database: Path, outside: Path, *, performed_again: int) -> None:
@@ -301,8 +305,11 @@ def check_killed(state: RunState, database: Path, outside: Path, *, performed_ag
 def test_two_processes_at_one_tree_end_it_once(tmp_path: Path) -> None:
     database, outside = tmp_path / "runs.db", tmp_path / "outside"
     command = [sys.executable, "-m", "tests.test_children_faults", str(database), str(outside)]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
-    assert [process.wait() for process in both if process.communicate()] == [0, 0]
+    one, two = (subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2))
+    with one, two:
+        one.communicate()
+        two.communicate()
+    assert (one.returncode, two.returncode) == (0, 0)
     check_killed(asyncio.run(drive(database, outside)), database, outside, performed_again=0)
 
 
