@@ -32,9 +32,11 @@ from abstractruntime import (
 from abstractruntime.core.models import TERMINAL
 
 from .checks import check_ledger, shape
+from .clocks import StillClock
 from .faults import FaultyBackend, ProcessDied
 from .outside import perform, performances
 from .scale import scaled
+from .test_ledger_chain import DictLedger, DictRuns
 from .worlds import World, ask, flow
 
 ROOT = Path(__file__).parent.parent
@@ -95,8 +97,8 @@ class DyingRunStore:
 class Life:
     """What a host does with its runs, in one process. Every part may be repeated by the next."""
 
-    def __init__(self, rt: Any) -> None:
-        self.rt = rt
+    def __init__(self, rt: Any, resume_id: str | None = "one") -> None:
+        self.rt, self.resume_id = rt, resume_id
 
     async def live(self) -> None:
         rt = self.rt
@@ -109,8 +111,14 @@ class Life:
             child = await rt.get_state(details["sub_run_id"])
             spec = REGISTRY[child.workflow_id]
             if child.waiting is not None:
+                key, answer = child.waiting.wait_key, {"text": "yes"}
                 await rt.resume(
-                    workflow=spec, run_id=child.run_id, wait_key=None, payload="yes", resume_id="one", max_steps=0
+                    workflow=spec,
+                    run_id=child.run_id,
+                    wait_key=key,
+                    payload=answer,
+                    resume_id=self.resume_id,
+                    max_steps=0,
                 )
             if details.get("async"):
                 await rt.tick(workflow=spec, run_id=child.run_id)
@@ -219,6 +227,65 @@ async def test_deaths_at_random_places_again_and_again_still_reach_the_end(tmp_p
         await lives.live()
         agree(await lives.end(), expected, f"round {round_}")
         await lives.world.close()
+
+
+# -- stores that do not commit together
+
+
+class DyingPair:
+    """A run store and a ledger store in one, for two that know nothing of each other; the k-th write is the last."""
+
+    def __init__(self) -> None:
+        self.runs, self.ledger = DictRuns(), DictLedger()
+        self.left = 0
+
+    def _write(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise ProcessDied
+
+    async def save(self, run: RunState) -> None:
+        self._write()
+        self.runs.save(run)
+
+    async def load(self, run_id: str) -> RunState | None:
+        return self.runs.load(run_id)
+
+    async def append(self, record: Any) -> None:
+        self._write()
+        self.ledger.append(record)
+
+    async def list(self, run_id: str) -> list[dict[str, Any]]:
+        return self.ledger.list(run_id)
+
+
+async def test_stores_that_do_not_commit_together_may_die_anywhere_too() -> None:
+    async def act(call: EffectCall) -> EffectOutcome:
+        return EffectOutcome.completed(True)
+
+    ends = []
+    for at in range(0, 1000, scaled(3, 1)):
+        pair = DyingPair()
+        for pair.left in (at, 0):
+            rt = AsyncRuntime(
+                run_store=pair,
+                ledger_store=pair,
+                effect_handlers={"act": act},
+                workflow_registry=REGISTRY,
+                clock=StillClock(),
+            )
+            try:
+                await Life(rt, resume_id=None).live()  # which tells an old answer by its instant, and time stands still
+            except ProcessDied:
+                continue
+            break
+        state = pair.runs.load("main")
+        assert state is not None
+        ends.append((state.status, state.output, sorted(pair.runs.runs)))
+        assert ends[-1] == ends[0], f"died at write {at}"
+        if at and pair.left > 0:
+            return
+    raise AssertionError("the walk never came to its end")
 
 
 # -- a process is killed in the middle of a child
