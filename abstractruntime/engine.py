@@ -34,6 +34,7 @@ from .core.models import TERMINAL, Commit, Request, RunState, RunStatus, StepPla
 from .core.secrets import admit
 from .core.spec import WorkflowSpec, follow
 from .core.typed import typed_view, untyped
+from .delivering import Deliveries, FollowUp
 from .nests import Family, Nest
 from .node_errors import NodeErrors
 from .performer import Performer
@@ -62,6 +63,7 @@ class Engine:
         leases: Leases,
         performer: Performer,
         children: Children,
+        deliveries: Deliveries,
         clock: Clock,
         context: Any,
         max_inline_backoff: float,
@@ -69,6 +71,7 @@ class Engine:
         attach: dict[str, Any],
     ) -> None:
         self._journal, self._leases, self._performer, self._clock = journal, leases, performer, clock
+        self._deliveries = deliveries
         self._context, self._max_inline_backoff, self._node_errors = context, max_inline_backoff, node_errors
         #: the runs that runs start
         self.children = children
@@ -81,8 +84,25 @@ class Engine:
     async def tick(self, workflow: WorkflowSpec[Any], run_id: str, max_steps: int) -> RunState:
         """Move the run until it rests or `max_steps` nodes have run; a second tick here waits for the first.
 
-        Runs that it starts and waits for are driven beside it; their steps do not count.
+        Runs that it starts and waits for are driven beside it; their steps do not count. Then those are driven whom it,
+        or they, spoke to with a number of steps.
         """
+        with self._deliveries.outermost() as later:
+            state = await self._tick(workflow, run_id, max_steps)
+            while later is not None and later.items:
+                await self.drive(later.items.popleft())
+            return state
+
+    async def drive(self, listener: FollowUp) -> tuple[str, str | None]:
+        """Tick a run that somebody spoke to; its status, or `error` and why: what its nodes raise is its own affair."""
+        try:
+            state = await self.tick(listener.workflow, listener.run_id, listener.max_steps)
+        except Exception as error:  # a boundary: whoever spoke to it goes on
+            log.warning("Run %s: it took an event in and could not be driven further", listener.run_id, exc_info=error)
+            return "error", f"{type(error).__name__}: {error}"
+        return str(state.status), None
+
+    async def _tick(self, workflow: WorkflowSpec[Any], run_id: str, max_steps: int) -> RunState:
         family = Family()
         try:
             return await self._visit(workflow, run_id, max_steps, family)
@@ -162,7 +182,8 @@ class Engine:
                 intent = run.intent
                 held = intent is not None and intent.token is not None and await self._leases.is_held(run)
                 stamp = self._performer.stamp()
-                match kernel.next_move(run, now=stamp.at, requests=requests, held=held):
+                unread = None if requests else await self._deliveries.unread(run)
+                match kernel.next_move(run, now=stamp.at, requests=requests, held=held, unread=unread):
                     case kernel.Ask():
                         steps_left -= 1
                         run = await self._step(workflow, run, stamp)
@@ -171,6 +192,8 @@ class Engine:
                         run = await self._performer.recover(run, lost=lost, nodes=workflow.nodes)
                     case kernel.Wake():
                         run = await self._journal.commit(kernel.expire(run, stamp))
+                    case kernel.Deliver(found=found):
+                        run = await self._journal.commit(kernel.deliver(run, found, stamp))
                     case kernel.Answer(requests=asked):
                         run = await self._journal.commit(await self.children.answer(run, asked, stamp))
                         if run.status is RunStatus.CANCELLED:  # and so are its children

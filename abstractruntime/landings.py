@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from .core.errors import StoreTooLarge
 from .core.kernel import Stamp
-from .core.models import Elsewhere, Request, RunState, StepRecord
+from .core.models import Elsewhere, Message, Request, RunState, StepRecord
 from .core.shielding import finish
 
 #: seconds that a landing on its way may take after the step was cancelled
@@ -23,6 +23,7 @@ class Landing(Struct, frozen=True, gc=False):
     requests: tuple[Request, ...] = ()
     lookup_key: str | None = None
     elsewhere: tuple[Elsewhere, ...] = ()
+    messages: tuple[Message, ...] = ()
 
 
 class Landings:

@@ -21,7 +21,7 @@ from .core.codec import copy_of_run
 from .core.errors import RevisionConflict, StoreError, StoreTooLarge, UnknownRun
 from .core.journal import Journal
 from .core.leases import Flight
-from .core.models import Commit, Elsewhere, Intent, Request, RunState
+from .core.models import Commit, Effect, Elsewhere, Intent, Request, RunState
 from .core.outcomes import CancelSignal, EffectOutcome
 from .landings import Landing, Landings
 from .others import commits_elsewhere
@@ -52,6 +52,7 @@ class ParallelStep:
         too_late: Callable[[RunState, Intent, EffectOutcome], Awaitable[RunState]],
         kept: dict[str, EffectOutcome],
         still_holds: Callable[[Flight], Awaitable[bool]],
+        spoke: Callable[[Effect, EffectOutcome], Awaitable[None]],
         run: RunState,
         flight: Flight,
         raws: list[dict[str, Any]] | None,
@@ -59,7 +60,7 @@ class ParallelStep:
     ) -> None:
         self._journal, self._attempts, self._clock, self._stamp = journal, attempts, clock, stamp
         self._max_inline_backoff, self._too_late, self._kept = max_inline_backoff, too_late, kept
-        self._still_holds, self._answer = still_holds, answer
+        self._still_holds, self._answer, self._spoke = still_holds, answer, spoke
         self._run, self._flight, self._raws, self._nodes = run, flight, raws, nodes
         self._landings = Landings(self._land)
         self._parked: list[str] = []
@@ -137,6 +138,8 @@ class ParallelStep:
             else:
                 return
         landed = await self._landed(landing, part, outcome)
+        if landed:
+            await self._spoke(part.effect, outcome)
         if landed and outcome.status != "completed" and not self._intent.collect:
             raise _StepFailed
 
@@ -201,6 +204,7 @@ class ParallelStep:
             outcome.requests if completed else (),
             part.key if completed and self._attempts.may_repeat else None,
             outcome.elsewhere if completed else (),
+            outcome.messages if completed else (),
         )
 
     def _part_now(self, seq: int) -> Intent:
@@ -208,11 +212,13 @@ class ParallelStep:
 
     async def _land(self, landings: list[Landing]) -> None:
         requests = tuple(request for landing in landings for request in landing.requests)
+        messages = tuple(message for landing in landings for message in landing.messages)
         lookup_key = landings[0].lookup_key
 
         def commit(run: RunState, stamp: kernel.Stamp) -> Commit:
             records = tuple(landing.record(run, stamp) for landing in landings)
-            return kernel.landing(run, records, requests, stamp, lookup_key=lookup_key)
+            made = kernel.landing(run, records, requests, stamp, lookup_key=lookup_key)
+            return replace(made, messages=messages) if messages else made
 
         await self._committed(commit, tuple(other for landing in landings for other in landing.elsewhere))
 

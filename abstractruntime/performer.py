@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -23,9 +24,21 @@ from .core.codec import copy_of_run
 from .core.errors import RevisionConflict, StoreError, StoreTooLarge, UnknownRun
 from .core.journal import Journal
 from .core.leases import Flight, Leases
-from .core.models import Commit, EffectType, Intent, RunState, RunStatus, StepPlan, StepRecord, StepStatus
+from .core.models import (
+    Commit,
+    Effect,
+    EffectType,
+    Intent,
+    Message,
+    RunState,
+    RunStatus,
+    StepPlan,
+    StepRecord,
+    StepStatus,
+)
 from .core.outcomes import CancelSignal, EffectOutcome
 from .core.shielding import finish
+from .effects.events import steps_of
 from .others import commits_elsewhere
 from .parallel import ParallelStep
 from .plans import Raws
@@ -51,7 +64,10 @@ class Performer:
         attempts: Attempts,
         children: Children,
         max_inline_backoff: float,
+        sent: Callable[[tuple[Message, ...], int], Awaitable[None]],
     ) -> None:
+        #: told the messages of a step that has landed, and how far their listeners are to be driven
+        self._sent = sent
         self._journal, self._leases, self._clock, self._attempts = journal, leases, clock, attempts
         self._children = children
         self._max_inline_backoff = max_inline_backoff
@@ -99,11 +115,13 @@ class Performer:
         lookup_key = key if reusable and outcome.status == "completed" else None
         try:
             made = kernel.inside(run, intent, outcome, stamp, lookup_key=lookup_key)
-            return await self._journal.commit(await self._with_others(made, outcome, stamp))
+            run = await self._journal.commit(await self._with_others(made, outcome, stamp))
         except UnknownRun as error:
             return await self._journal.commit(kernel.inside(run, intent, nowhere(error), stamp))
         except StoreTooLarge as error:
             return await self._journal.commit(kernel.inside(run, intent, too_large(error), stamp))
+        await self._spoke(effect, outcome)
+        return run
 
     async def recover(self, run: RunState, *, lost: bool, nodes: Collection[str]) -> RunState:
         """Perform a promised effect that nobody performs: a due retry, one handed back, one whose performer died."""
@@ -207,6 +225,7 @@ class Performer:
                 too_late=self._too_late,
                 kept=self._kept,
                 still_holds=self._leases.still_holds,
+                spoke=self._spoke,
                 run=run,
                 flight=flight,
                 raws=raws,
@@ -241,7 +260,8 @@ class Performer:
                 try:
                     if pause is None:
                         settled = kernel.settle(run, outcome, stamp, lookup_key=lookup_key)
-                        return await self._journal.commit(await self._with_others(settled, outcome, stamp))
+                        run = await self._journal.commit(await self._with_others(settled, outcome, stamp))
+                        break
                     due = iso(self._clock.now() + timedelta(seconds=pause))
                     return await self._journal.commit(kernel.retry(run, outcome, due, stamp))
                 except RevisionConflict:
@@ -262,6 +282,18 @@ class Performer:
         except StoreError:
             keep(self._kept, intent.step_id, outcome)
             raise
+        await self._spoke(intent.effect, outcome)
+        return run
+
+    async def _spoke(self, effect: Effect, outcome: EffectOutcome) -> None:
+        """Move whoever waits for what was said with an outcome that has landed."""
+        if not outcome.messages:
+            return
+        steps = 0
+        if effect.type is EffectType.EMIT_EVENT:
+            with suppress(ValueError):  # of a host's own handler, which may understand it otherwise
+                steps = steps_of(effect.payload)
+        await self._sent(outcome.messages, steps)
 
     async def _with_others(self, commit: Commit, outcome: EffectOutcome, stamp: kernel.Stamp) -> Commit:
         """The commit with the other runs that the outcome writes to, as they are now."""

@@ -23,8 +23,10 @@ from .core.spec import DefaultRunContext, RunContext, WorkflowSpec
 from .core.threads import WorkerThreads
 from .core.typed import check_vars
 from .deleting import DeletesRuns
+from .delivering import Deliveries
 from .effects.builtin import builtin_handlers
 from .effects.handlers import adapt
+from .emitting import EmitsEvents
 from .engine import Engine
 from .following import FollowsLedgers
 from .holding import HoldsRuns
@@ -43,7 +45,7 @@ MAX_HANDLER_THREADS = 64
 _RUN_STEPS = 1000
 
 
-class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRuns, DeletesRuns):
+class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRuns, DeletesRuns, EmitsEvents):
     """Runs workflows durably on an event loop.
 
     Every step of a run is one atomic commit of its state and its ledger; a run that waits costs nothing; any process
@@ -98,9 +100,16 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
         threads = WorkerThreads(MAX_HANDLER_THREADS)
         joined = join(run_store, ledger_store)
         self._backend = joined.resolving or joined.stored
-        self._journal = Journal(joined.stored, self._clock, layers=joined.layers, resolving=joined.resolving)
+        self._journal = Journal(
+            joined.stored,
+            self._clock,
+            layers=joined.layers,
+            resolving=joined.resolving,
+            keep=self._config.max_stream_messages,
+        )
         self._leases = Leases(self._backend, self._clock, lease_seconds)
-        handlers = builtin_handlers(self._load_other)
+        listening = self._backend.listening if self._backend.atomic else None
+        handlers = builtin_handlers(self._load_other, listening, lambda: self._workflow_registry)
         handlers |= {str(kind): adapt(handler, threads) for kind, handler in (effect_handlers or {}).items()}
         self._attempts = Attempts(
             clock=self._clock,
@@ -117,6 +126,11 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
             registry=lambda: self._workflow_registry,
             run_store=run_store,
         )
+        self._deliveries = Deliveries(
+            journal=self._journal,
+            stamp=lambda: self._performer.stamp(),
+            registry=lambda: self._workflow_registry,
+        )
         self._performer = Performer(
             journal=self._journal,
             leases=self._leases,
@@ -124,6 +138,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
             attempts=self._attempts,
             children=children,
             max_inline_backoff=max_inline_backoff,
+            sent=self._deliveries.after,
         )
         self._attach = {"_runtime_run_store": run_store, "_runtime_artifact_store": artifact_store}
         self._node_errors = NodeErrors(on_node_error, quarantine_after)
@@ -132,6 +147,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
             leases=self._leases,
             performer=self._performer,
             children=children,
+            deliveries=self._deliveries,
             clock=self._clock,
             context=self._ctx,
             max_inline_backoff=max_inline_backoff,

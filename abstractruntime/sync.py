@@ -248,6 +248,8 @@ class Runtime:
         """
         return drive(self.aio.retry_run, run_id, reason=reason, actor_id=actor_id, force=force)
 
+    emit_event = twin(AsyncRuntime.emit_event)
+
     # -- managing whole runs
 
     snapshot_run = twin(AsyncRuntime.snapshot_run)

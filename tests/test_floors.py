@@ -32,6 +32,7 @@ FLOORS = (
         "core.graph",
         "identity",
     ),
+    ("core.streams",),
     (
         "core.secrets",
         "core.spec",
@@ -52,8 +53,9 @@ FLOORS = (
     ("attempts", "evidence", "landings", "node_errors", "others", "plans", "starting"),
     ("parallel", "children"),
     ("performer", "following", "reading", "nests", "cascade"),
+    ("delivering",),
     ("engine",),
-    ("managing", "deleting", "history", "holding"),
+    ("managing", "deleting", "emitting", "history", "holding"),
     ("runtime",),
     ("sync",),
     ("testing",),

@@ -6,12 +6,13 @@ aliased with what it holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from msgspec import Struct
 
-from .models import Request, RunState, StepRecord
+from .models import Message, Request, RunState, StepRecord
+from .streams import DEFAULT_KEPT, Listening, Unread
 
 
 class Write(Struct, frozen=True, kw_only=True, gc=False):
@@ -40,6 +41,10 @@ class Write(Struct, frozen=True, kw_only=True, gc=False):
     also: tuple[Write, ...] = ()
     #: True when records are added and the stored state stays as it is, at its revision; standing requests are no bar
     landing: bool = False
+    #: each is put on its stream behind what is there, unless one of its id is; waits for it are due from then on
+    messages: tuple[Message, ...] = ()
+    #: how many messages a stream keeps that is written to
+    keep: int = DEFAULT_KEPT
 
 
 class Loaded(Struct, kw_only=True, gc=False):
@@ -82,6 +87,21 @@ class Backend(Protocol):
 
     async def alive(self, owner: str, now: int) -> bool:
         """Whether the owner's lease runs on and, on this machine, its process holds its lock."""
+
+    async def send(self, messages: Iterable[Message], *, keep: int = DEFAULT_KEPT) -> None:
+        """Put messages on their streams, those of one stream in one atomic write. Raises as `commit` does."""
+
+    async def next_message(self, stream: str, name: str, read: Mapping[str, int], since: str) -> Unread | None:
+        """The first message of this name (`*`: of any) that somebody has not read; `read` is how far (`RunState.read`).
+
+        A stream of which nothing was read begins with the first message whose `at` is `since` or later.
+        """
+
+    async def listening(self, message: Message, *, limit: int = 10_000) -> Listening:
+        """Whose waits the message would make due; nobody's if it is on its stream already."""
+
+    async def nudged(self, *, stream: str | None = None, limit: int = 100) -> list[str]:
+        """Runs whose waits a message has made due and that have not moved, on this stream or any; the longest first."""
 
     async def claims(self, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
         """Per stored run: the token of its intent, and whether a cancel request stands. The unknown is left out."""

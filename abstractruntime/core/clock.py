@@ -72,6 +72,11 @@ def micros(text: str) -> int:
     return epoch_micros(parse_instant(text))
 
 
+def instant_text(at: int) -> str:
+    """The instant so many microseconds after 1970, as stored text."""
+    return iso(_EPOCH + at * _MICROSECOND)
+
+
 def epoch_micros(at: datetime) -> int:
     """Microseconds since 1970 of an aware instant."""
     return (at - _EPOCH) // _MICROSECOND

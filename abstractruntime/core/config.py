@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from .streams import DEFAULT_KEPT
 from .vars import DEFAULT_MAX_ITERATIONS, DEFAULT_MAX_TOKENS, default_limits
 
 __all__ = [
@@ -36,6 +37,7 @@ _RESERVE = 256
 class RuntimeConfig(Struct, frozen=True):
     """The defaults that a runtime gives to the runs it starts.
 
+    `max_stream_messages` is how many events a stream keeps that this runtime writes to; the oldest go, some at a time.
     `model_capabilities` may hold `max_tokens`, `max_output_tokens` and `tool_support` of the model.
 
     >>> RuntimeConfig(max_iterations=3).to_limits_dict()["max_iterations"]
@@ -52,6 +54,7 @@ class RuntimeConfig(Struct, frozen=True):
     provider: str | None = None
     model: str | None = None
     model_capabilities: dict[str, Any] = {}
+    max_stream_messages: int = DEFAULT_KEPT
 
     def to_limits_dict(self) -> dict[str, Any]:
         """What `_limits` of a new run holds.

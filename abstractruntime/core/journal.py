@@ -7,7 +7,7 @@ then looks for the commit's id, in the state and in the ledger, before it writes
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -19,8 +19,9 @@ from .errors import RevisionConflict, StoreCorrupt, StoreUnclear, UnknownRun, Un
 from .ids import check_id
 from .kernel import in_flight, known_by
 from .layers import PLAIN, Layers, LedgerCallback, Observers
-from .models import Commit, RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
+from .models import Commit, Message, RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
 from .secrets import admit
+from .streams import DEFAULT_KEPT
 
 log = logging.getLogger("abstractruntime.journal")
 
@@ -28,11 +29,12 @@ log = logging.getLogger("abstractruntime.journal")
 _PATIENCE = (0.01, 0.05, 0.25, 1.0)
 
 
-def prepare(commit: Commit, *, slim: bool = True, chain: bool = False) -> Write:
+def prepare(commit: Commit, *, slim: bool = True, chain: bool = False, keep: int = DEFAULT_KEPT) -> Write:
     """A commit as bytes with its guard. What crosses the JSON and secrets borders was admitted before.
 
     With `slim` the record that ends an attempt does not repeat the effect that its STARTED record holds. With `chain`
-    the records are linked to the last one before them, and the head of the chain is set in `commit.run`.
+    the records are linked to the last one before them, and the head of the chain is set in `commit.run`. Streams
+    that are written to keep so many messages.
     """
     before, run = commit.before, commit.run
     if chain:
@@ -41,7 +43,7 @@ def prepare(commit: Commit, *, slim: bool = True, chain: bool = False) -> Write:
     else:
         records = _slim(commit) if slim and before is not None and before.intent is not None else commit.records
     if commit.landing is not None:
-        return _landing(commit, commit.landing, records)
+        return _landing(commit, commit.landing, records, keep)
     return Write(
         run=run,
         data=encode_run(run),
@@ -53,11 +55,13 @@ def prepare(commit: Commit, *, slim: bool = True, chain: bool = False) -> Write:
         lookup_key=commit.lookup_key,
         requests=commit.requests,
         also=tuple(_other(other) for other in commit.also),
+        messages=commit.messages,
+        keep=keep,
         hot=before is not None
         and before.status is RunStatus.RUNNING
         and run.status is RunStatus.RUNNING
         and before.owner == run.owner
-        and not (commit.answers or commit.requests or commit.also),
+        and not (commit.answers or commit.requests or commit.also or commit.messages),
     )
 
 
@@ -89,7 +93,7 @@ def _slim(commit: Commit) -> tuple[StepRecord, ...]:
     )
 
 
-def _landing(commit: Commit, commit_id: str, records: Sequence[StepRecord]) -> Write:
+def _landing(commit: Commit, commit_id: str, records: Sequence[StepRecord], keep: int) -> Write:
     before = commit.before
     assert before is not None
     return Write(
@@ -103,6 +107,8 @@ def _landing(commit: Commit, commit_id: str, records: Sequence[StepRecord]) -> W
         requests=commit.requests,
         also=tuple(_other(other) for other in commit.also),
         landing=True,
+        messages=commit.messages,
+        keep=keep,
     )
 
 
@@ -131,7 +137,7 @@ def prepare_save(stored: Loaded | None, run: RunState, *, overwrite: bool, commi
         if not overwrite:
             raise RevisionConflict(run.run_id, run.revision, found.revision)
         clean.intent, clean.owner, clean.fingerprint = found.intent, found.owner, found.fingerprint
-        clean.workflow_version, clean.identity = found.workflow_version, found.identity
+        clean.workflow_version, clean.identity, clean.read = found.workflow_version, found.identity, found.read
     clean.revision, clean.records = found.revision + 1, found.records
     return Write(
         run=clean,
@@ -166,13 +172,19 @@ class Journal:
     """What the runtime knows of storage: load, commit, read the ledger, subscribe."""
 
     def __init__(
-        self, backend: Backend, clock: Clock, *, layers: Layers = PLAIN, resolving: Backend | None = None
+        self,
+        backend: Backend,
+        clock: Clock,
+        *,
+        layers: Layers = PLAIN,
+        resolving: Backend | None = None,
+        keep: int = DEFAULT_KEPT,
     ) -> None:
         #: as stored: large values that were moved out are references
         self.stored = backend
         #: with all values in their places: what the engine reads and writes
         self.backend = backend if resolving is None else resolving
-        self._clock, self._layers = clock, layers
+        self._clock, self._layers, self._keep = clock, layers, keep
         self._observers = Observers()
         self._told = (self._observers, *layers.observers)
         #: per run, who is told the state of each commit once it is durable; they are quick, and raise nothing
@@ -203,7 +215,8 @@ class Journal:
             kept = await layers.offload.commit(commit)
         # a chain once begun goes on, also where a runtime was built without the decorator
         chain = layers.chain or (commit.before is not None and commit.before.chain_head is not None)
-        write = prepare(kept, slim=self.backend.atomic, chain=chain and self.backend.atomic)
+        atomic = self.backend.atomic
+        write = prepare(kept, slim=atomic, chain=chain and atomic, keep=self._keep)
         commit.run.chain_head = kept.run.chain_head
         try:
             await self.backend.commit(write)
@@ -225,6 +238,22 @@ class Journal:
         return next(
             (r for r in found if r.idempotency_key == key and r.status is StepStatus.COMPLETED and r.effect), None
         )
+
+    async def send(self, messages: Iterable[Message]) -> None:
+        """Put messages on their streams, without a run; once each, because their ids say which they are.
+
+        Raises `StoreUnclear` when the store cannot say whether they are there after several tries.
+        """
+        sent = tuple(messages)
+        for pause in (0.0, *_PATIENCE, None):  # once more at once, as is done with commits
+            try:
+                await self.backend.send(sent, keep=self._keep)
+                return
+            except StoreUnclear as error:
+                if pause is None:
+                    raise
+                log.warning("The store cannot say whether %d messages are there (%s); again", len(sent), error)
+                await self._clock.sleep(pause)
 
     def subscribe(self, callback: LedgerCallback, run_id: str | None) -> Callable[[], None]:
         """Call `callback(record)` with every record that becomes durable through this journal, until unsubscribed."""

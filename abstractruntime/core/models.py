@@ -1,7 +1,7 @@
 """The values of the runtime: what a run is, what a step asks for, and what a commit writes.
 
 Two kinds. The documented models (`RunState`, `WaitState`, `StepRecord`) are mutable, positional and take unsaved
-attributes. Values of ours (`Intent`, `Request`, `Commit`) are frozen and keyword-only. The garbage
+attributes. Values of ours (`Intent`, `Request`, `Message`, `Commit`) are frozen and keyword-only. The garbage
 collector is not asked to look at those (`gc=False`): they hold JSON and each other, in no cycle, and a fleet makes
 many. Engine fields trail the documented ones with defaults, so that hosts can build a `RunState` as they always did.
 """
@@ -257,6 +257,8 @@ class RunState(Struct, dict=True, omit_defaults=True):
     quarantined: str | None = None
     #: the `record_hash` of the last record, of a ledger that is hash-chained
     chain_head: str | None = None
+    #: what it has read, per stream: under "" all up to this position, above it the last position of each name
+    read: dict[str, dict[str, int]] = {}
 
     @property
     def paused(self) -> bool:
@@ -406,6 +408,23 @@ class Elsewhere(Struct, frozen=True, kw_only=True, gc=False):
     create: RunState | None = None
 
 
+class Message(Struct, frozen=True, kw_only=True, gc=False):
+    """Something said on a stream, for every run that reads there.
+
+    `stream` is `<scope>:<scope id>` with one of the scopes session, workflow, run and global. The same `message_id` on
+    a stream is the same message. `at` is UTC text, `data` the JSON that a reader gets.
+
+    >>> Message(stream="session:s1", name="paid", message_id="m1", at="2026-01-31T09:00:00.000000+00:00").data
+    {}
+    """
+
+    stream: str
+    name: str
+    message_id: str
+    at: str
+    data: dict[str, Any] = {}
+
+
 class Commit(Struct, frozen=True, kw_only=True, gc=False):
     """All that one step writes, in one atomic write.
 
@@ -428,3 +447,5 @@ class Commit(Struct, frozen=True, kw_only=True, gc=False):
     if_absent: bool = False
     #: how many requests stand at a run that is one of `also`; they go on standing
     standing: int = 0
+    #: put on their streams, behind what is there
+    messages: tuple[Message, ...] = ()

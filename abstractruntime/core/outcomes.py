@@ -17,15 +17,15 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from .models import Change as Change  # an address that users import it from
-from .models import Effect, Elsewhere, Request, RunState, WaitState
+from .models import Effect, Elsewhere, Message, Request, RunState, WaitState
 
 
 class EffectOutcome(Struct, frozen=True, gc=False):
     """How an effect ended: `completed`, `waiting`, `failed` or `cancelled`.
 
     `retryable=False` tells the policy that another attempt cannot help; `retry_after` is how many seconds the next one
-    must wait at least. `changes`, `requests` and `elsewhere` (changes to other runs) are committed together with the
-    result.
+    must wait at least. `changes`, `requests`, `elsewhere` (changes to other runs) and `messages` are committed together
+    with the result.
 
     >>> EffectOutcome.completed({"ok": True}).status
     'completed'
@@ -41,6 +41,7 @@ class EffectOutcome(Struct, frozen=True, gc=False):
     elsewhere: tuple[Elsewhere, ...] = ()
     #: of a failure: seconds before which another attempt is no use
     retry_after: float | None = None
+    messages: tuple[Message, ...] = ()
 
     @classmethod
     def completed(
@@ -50,9 +51,10 @@ class EffectOutcome(Struct, frozen=True, gc=False):
         changes: tuple[Change, ...] = (),
         requests: tuple[Request, ...] = (),
         elsewhere: tuple[Elsewhere, ...] = (),
+        messages: tuple[Message, ...] = (),
     ) -> EffectOutcome:
         """The effect is done; `result` (JSON) goes to `result_key`, unless it is None."""
-        return cls("completed", result, changes=changes, requests=requests, elsewhere=elsewhere)
+        return cls("completed", result, changes=changes, requests=requests, elsewhere=elsewhere, messages=messages)
 
     @classmethod
     def waiting(cls, wait: WaitState) -> EffectOutcome:

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from ..core.clock import iso, parse_instant
 from ..core.errors import InvalidId, UnsafeValue
+from ..core.event_keys import checked_message
 from ..core.ids import check_id, check_run_id
-from ..core.models import Elsewhere, Request, WaitState
+from ..core.models import Elsewhere, Message, Request, WaitState
 from ..core.outcomes import Change, EffectCall, EffectOutcome
 from ..core.secrets import admit, scrub
 from ..core.threads import WorkerThreads
@@ -59,7 +60,9 @@ def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> Ef
         found = f"status {status!r}" if status is not None else f"a {type(value).__name__}"
         return _refused(f"expected an EffectOutcome with one of the statuses {', '.join(_STATUSES)}; found {found}")
     try:
-        plain = type(value) is EffectOutcome and not (value.changes or value.requests or value.elsewhere)
+        plain = type(value) is EffectOutcome and not (
+            value.changes or value.requests or value.elsewhere or value.messages
+        )
         if plain and status == "completed" and not hidden:
             return EffectOutcome(status, admit(value.result, "result"))
         return EffectOutcome(
@@ -75,6 +78,10 @@ def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> Ef
                 for request in _checked(getattr(value, "requests", ()), Request, "requests", hidden)
             ),
             elsewhere=_checked_elsewhere(getattr(value, "elsewhere", ()), hidden),
+            messages=tuple(
+                checked_message(message)
+                for message in _checked(getattr(value, "messages", ()), Message, "messages", hidden)
+            ),
         )
     except (UnsafeValue, InvalidId, ValueError) as error:
         return _refused(scrub(str(error), hidden))

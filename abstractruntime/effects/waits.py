@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from ..core.clock import iso, parse_instant
-from ..core.event_keys import build_event_wait_key
+from ..core.event_keys import LISTENS, event_address, event_key, read_event_key
 from ..core.models import WaitReason, WaitState
 from ..core.outcomes import EffectCall, EffectOutcome
 
@@ -66,15 +66,19 @@ def wait_until(call: EffectCall) -> EffectOutcome:
 
 
 def wait_event(call: EffectCall) -> EffectOutcome:
-    """Wait for an event by its key.
+    """Wait for an event, or for `resume()` by a key.
 
-    Payload: `wait_key`, or `name` (also `event_name`) with `scope` (session, workflow, run, global) and an optional
-    `session_id`; a deadline as `until` or `timeout_s`; `prompt`, `choices`, `allow_free_text`, `details` for whoever
-    shows it; `resume_to_node`. Result: what `resume()` was given, or `{"timed_out": True, "until"}`.
+    Payload: `wait_key`, or `name` (also `event_name`; `*` for all) with `scope` (session, workflow, run, global) and,
+    to listen elsewhere than at the run's own, `session_id`, `workflow_id` or `run_id`; a deadline as `until` or
+    `timeout_s`; `prompt`, `choices`, `allow_free_text`, `details` for whoever shows it; `resume_to_node`. Result: the
+    envelope of the next event of that name that the run has not had, also one sent since its creation and before this
+    wait; or what `resume()` was given; or `{"timed_out": True, "until"}`. An event that was sent by the deadline beats
+    it. A `wait_key` of the form `evt:<scope>:<scope id>:<name>` listens too.
     """
     payload = call.payload
     try:
-        key = _own_key(payload) or _event_key(call)
+        own = _own_key(payload)
+        key, listens = _event_key(call) if own is None else (own, {})
         until = _deadline(call)
     except ValueError as error:
         return _failed(f"wait_event invalid payload: {error}")
@@ -94,7 +98,7 @@ def wait_event(call: EffectCall) -> EffectOutcome:
             if isinstance(choices, list)
             else None,
             allow_free_text=bool(free_text),
-            details=dict(details) if isinstance(details, dict) else None,
+            details={**details, **listens} if isinstance(details, dict) else listens or None,
         )
     )
 
@@ -113,18 +117,21 @@ def _seq(call: EffectCall) -> str:
     return call.step_id.rpartition(":")[2].partition(".")[0]
 
 
-def _event_key(call: EffectCall) -> str | None:
+def _event_key(call: EffectCall) -> tuple[str | None, dict[str, Any]]:
+    """The key of the event, and what the details must say for it to be understood: of most, nothing."""
     payload, run = call.payload, call.run
     name = payload.get("name") or payload.get("event_name")
     if not name:
-        return None
-    return build_event_wait_key(
+        return None, {}
+    stream, text = event_address(
         scope=payload.get("scope") or "session",
         name=str(name),
         session_id=payload.get("session_id") or run.session_id or run.run_id,
-        workflow_id=run.workflow_id,
-        run_id=run.run_id,
+        workflow_id=payload.get("workflow_id") or run.workflow_id,
+        run_id=payload.get("run_id") or run.run_id,
     )
+    key = event_key(stream, text)
+    return key, {} if read_event_key(key) == (stream, text) else {LISTENS: [stream, text]}
 
 
 def _deadline(call: EffectCall) -> str | None:

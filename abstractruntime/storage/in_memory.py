@@ -29,6 +29,7 @@ from .finder import AsyncFinder, Finder
 from .listing import Query, find_among
 from .memory_backend import MemoryBackend
 from .metrics import metrics_of
+from .streams import Streams, hearing_of
 
 Records = list[dict[str, Any]]
 Stored = list[StepRecord]
@@ -51,6 +52,7 @@ class InMemoryRunStore(Finder, RunStore):
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}  # in the order of their numbers
         self._numbers = itertools.count(1)
+        self._streams = Streams()
         self._lock = threading.RLock()
 
     @property
@@ -87,6 +89,8 @@ class InMemoryRunStore(Finder, RunStore):
     def delete(self, run_id: str) -> bool:
         """Forget the run; whether there was one."""
         with self._lock:
+            self._streams.leave(run_id)
+            self._streams.clear(f"run:{run_id}")
             return self._rows.pop(run_id, None) is not None
 
     def list_runs(
@@ -155,6 +159,8 @@ class InMemoryRunStore(Finder, RunStore):
             new = self._rows[run_id] = _Row(row.number if row else next(self._numbers), write.data, write.run)
             if row is not None and write.hot:
                 new.requests = row.requests
+            if not write.hot:
+                self._streams.take(run_id, hearing_of(write.run))
 
     def _check(self, write: Write) -> None:
         run_id, row = write.run.run_id, self._rows.get(write.run.run_id)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ..core.backend import Loaded, Write
 from ..core.codec import decode_records, fill
 from ..core.errors import RevisionConflict
-from ..core.models import StepRecord
+from ..core.models import Message, StepRecord
+from ..core.streams import DEFAULT_KEPT, Listening, Unread, heard_by
 
 if TYPE_CHECKING:  # they make it
     from .in_memory import InMemoryLedgerStore, InMemoryRunStore
@@ -42,12 +43,40 @@ class MemoryBackend:
                 self._ledgers._put(run_id, write.records, write.count, write.lookup_key, write.run.chain_head)
             for request in write.requests:
                 self._runs._ask(request)
+            self._put_messages(write.messages, write.keep)
 
     def _check(self, write: Write) -> None:
         run_id = write.run.run_id
         if write.expected is not None and self._ledgers.count(run_id) != write.expected_records:
             raise RevisionConflict(run_id, write.expected, write.expected, "its ledger grew")
         self._runs._check(write)
+
+    async def send(self, messages: Iterable[Message], *, keep: int = DEFAULT_KEPT) -> None:
+        with self._runs._lock:
+            self._put_messages(messages, keep)
+
+    async def next_message(self, stream: str, name: str, read: Mapping[str, int], since: str) -> Unread | None:
+        with self._runs._lock:
+            return self._runs._streams.stream(stream).unread(stream, name, read, since)
+
+    async def listening(self, message: Message, *, limit: int = 10_000) -> Listening:
+        with self._runs._lock:
+            streams = self._runs._streams
+            if message.message_id in streams.stream(message.stream):
+                return Listening()
+            loaded = [self._runs._loaded(run_id) for run_id in streams.heard_by(message)[:limit]]
+            if not loaded:
+                return Listening(names=streams.names(message.stream))
+        return heard_by((found.run for found in loaded if found is not None), message)
+
+    async def nudged(self, *, stream: str | None = None, limit: int = 100) -> list[str]:
+        with self._runs._lock:
+            return self._runs._streams.nudged(stream, limit)
+
+    def _put_messages(self, messages: Iterable[Message], keep: int) -> None:
+        streams = self._runs._streams
+        for key in dict.fromkeys([message.stream for message in messages if streams.add(message)]):
+            streams.drop(key, keep)
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         row = self._runs._rows.get(run_id)

@@ -2,14 +2,15 @@
 
 The records are appended, then the state is saved, in this order. A crash between the two is found at the next load,
 because an end record with the effect's key is taken instead of performing the effect again. A lock per run orders the
-writers of this process; other processes are not fenced. Requests to other runs need a joint pair and say so.
+writers of this process; other processes are not fenced. Requests to other runs and messages need a joint pair and say
+so.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
@@ -18,7 +19,8 @@ import msgspec
 
 from ..core.codec import copy_of_run, decode_records, decode_run
 from ..core.errors import RevisionConflict, StoreCorrupt, StoreError
-from ..core.models import TERMINAL, RunState, StepRecord
+from ..core.models import TERMINAL, Message, RunState, StepRecord
+from ..core.streams import DEFAULT_KEPT, Listening, Unread
 from ..core.threads import WorkerThreads
 from .base import Backend, Loaded, Write
 
@@ -64,6 +66,8 @@ class UserPair:
         run_id = write.run.run_id
         if write.requests:
             raise StoreError("Requests to other runs need a run store and a ledger store that commit together.")
+        if write.messages:
+            raise self._no_messages()
         for other in write.also:  # first, so that a crash before its own state makes the step write them again
             await self.commit(other)
         lock = self._locks.setdefault(run_id, asyncio.Lock())
@@ -79,6 +83,28 @@ class UserPair:
                     await call(self._ledgers.append, record)
             if not write.landing:
                 await call(self._runs.save, _packed(decode_run(write.data, run_id), revision or 0))
+
+    async def send(self, messages: Iterable[Message], *, keep: int = DEFAULT_KEPT) -> None:
+        """Raises StoreError."""
+        raise self._no_messages()
+
+    async def next_message(self, stream: str, name: str, read: Mapping[str, int], since: str) -> Unread | None:
+        """There are none."""
+        return None
+
+    async def listening(self, message: Message, *, limit: int = 10_000) -> Listening:
+        """Raises StoreError."""
+        raise self._no_messages()
+
+    async def nudged(self, *, stream: str | None = None, limit: int = 100) -> list[str]:
+        """Nobody is."""
+        return []
+
+    def _no_messages(self) -> StoreError:
+        return StoreError(
+            f"{self._runs!r} and {self._ledgers!r} do not commit together, so they keep no events; nothing was sent. "
+            "Use a run store and a ledger store on one SqliteDatabase, in one folder of JSON files, or in memory."
+        )
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         loaded = await self.load(run_id)

@@ -2,9 +2,9 @@
 
 Nothing here awaits, reads a clock or sees a store. `moves` says what a run needs next, `steps` is the life of a step,
 `parallel` that of one with several effects and `children` that of one that starts other runs, `attempts` what they are
-made of, `waits` how a run comes to wait and goes on, `control` what others do to it, `restore` the way back to an
-earlier state; `orders`, `joins` and `outputs` are what a start of other runs asks for and gives; `state` holds what all
-share.
+made of, `waits` how a run comes to wait and goes on, `messages` how one reaches it, `control` what others do to it,
+`restore` the way back to an earlier state; `orders`, `joins` and `outputs` are what a start of other runs asks for and
+gives; `state` holds what all share.
 """
 
 from .attempts import has_children, in_flight, is_open, span, waits_for_children
@@ -36,7 +36,8 @@ from .control import (
     unpause,
 )
 from .elsewhere import elsewhere
-from .moves import Answer, Ask, Busy, Collect, Later, Move, Perform, Rest, Wake, next_move
+from .messages import deliver
+from .moves import Answer, Ask, Busy, Collect, Deliver, Later, Move, Perform, Rest, Wake, next_move
 from .orders import INHERITED, Order, order_of
 from .parallel import (
     PARALLEL,
@@ -80,6 +81,7 @@ __all__ = [
     "Begin",
     "Busy",
     "Collect",
+    "Deliver",
     "Done",
     "Later",
     "Move",
@@ -104,6 +106,7 @@ __all__ = [
     "complete",
     "create",
     "decide_unknown",
+    "deliver",
     "elsewhere",
     "ended_record",
     "expire",

@@ -31,7 +31,7 @@ from .orders import Order, child_id
 from .outputs import failure, refusal, result_of
 from .state import Stamp, commit, next_state, run_record, status_record, step_record
 from .steps import inside, settle
-from .waits import deliver
+from .waits import conclude
 
 
 class Done(Struct, frozen=True, gc=False):
@@ -118,7 +118,7 @@ def collected(
         made = settle(run, outcome, stamp, lookup_key=lookup_key)
     elif outcome.status == "completed":
         assert wait is not None
-        made = deliver(run, wait, outcome.result, stamp, {"resumed": True, "by": "child"})
+        made = conclude(run, wait, outcome.result, stamp, {"resumed": True, "by": "child"})
     else:
         assert wait is not None
         made = _failed(run, wait, outcome.error or "", stamp)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from ..models import TERMINAL, Intent, Request, RunState, RunStatus
+from ..streams import Unread, comes_in_time
 from .attempts import waits_for_children
 
 
@@ -32,6 +33,12 @@ class Wake(Struct, frozen=True, gc=False):
     """A timer or a deadline has passed."""
 
 
+class Deliver(Struct, frozen=True, gc=False):
+    """A message lies there that the run waits for."""
+
+    found: Unread
+
+
 class Perform(Struct, frozen=True, gc=False):
     """A promised effect that nobody performs. `lost` means that somebody did, and died."""
 
@@ -47,11 +54,21 @@ class Collect(Struct, frozen=True, gc=False):
     """It has runs of its own under way: see how they stand."""
 
 
-Move = Rest | Later | Busy | Answer | Wake | Perform | Ask | Collect
+Move = Rest | Later | Busy | Answer | Wake | Deliver | Perform | Ask | Collect
 
 
-def next_move(run: RunState, *, now: str, requests: tuple[Request, ...] = (), held: bool = False) -> Move:
-    """What to do with this run now. `held` says whether the holder of its intent is alive and at it."""
+def next_move(
+    run: RunState,
+    *,
+    now: str,
+    requests: tuple[Request, ...] = (),
+    held: bool = False,
+    unread: Unread | None = None,
+) -> Move:
+    """What to do with this run now.
+
+    `held` says whether the holder of its intent is alive and at it, `unread` is the next message that it waits for.
+    """
     if run.status in TERMINAL:
         return Rest()
     if requests:
@@ -59,6 +76,8 @@ def next_move(run: RunState, *, now: str, requests: tuple[Request, ...] = (), he
     if run.paused:
         return Rest()
     if run.status is RunStatus.WAITING:
+        if run.waiting is not None and unread is not None and comes_in_time(run.waiting, unread.message):
+            return Deliver(unread)
         until = run.waiting.until if run.waiting else None
         if until is not None and until <= now:
             return Wake()

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..models import Commit, Intent, Request, RunState, RunStatus, StepRecord, StepStatus
+from ..models import Commit, Intent, Message, Request, RunState, RunStatus, StepRecord, StepStatus
 
 
 class Stamp(Struct, frozen=True, gc=False):
@@ -93,6 +93,7 @@ def commit(
     *records: StepRecord,
     requests: tuple[Request, ...] = (),
     answers: tuple[Request, ...] = (),
+    messages: tuple[Message, ...] = (),
     lookup_key: str | None = None,
 ) -> Commit:
     """A commit whose state counts its records and keeps an owner only while it runs."""
@@ -104,7 +105,15 @@ def commit(
             run.owner = None
     elif run.intent.parts:
         run.intent = replace(run.intent, known=run.records)
-    return Commit(run=run, before=before, records=records, requests=requests, answers=answers, lookup_key=lookup_key)
+    return Commit(
+        run=run,
+        before=before,
+        records=records,
+        requests=requests,
+        answers=answers,
+        messages=messages,
+        lookup_key=lookup_key,
+    )
 
 
 def step_record(

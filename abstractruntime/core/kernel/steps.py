@@ -218,7 +218,7 @@ def _land(
     else:
         records = _fail(run, new, intent, outcome, stamp, folded)
     set_runtime(new.vars, effect_seq=intent.seq + 1)  # last, whatever a result wrote there
-    return commit(run, new, *records, requests=outcome.requests, lookup_key=lookup_key)
+    return commit(run, new, *records, requests=outcome.requests, messages=outcome.messages, lookup_key=lookup_key)
 
 
 def _go_on(

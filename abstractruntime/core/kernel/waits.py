@@ -1,4 +1,4 @@
-"""How a run comes to wait, and the two ways it goes on: an answer, or time."""
+"""How a run comes to wait, and two of the ways it goes on: an answer, or time. The third is a message."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def resume(
     """Deliver the answer: it is written at the wait's `result_key` and the run goes on behind the wait."""
     wait = wait_of(run, wait_key)
     check_answer(wait, payload)
-    return deliver(run, wait, payload, stamp, {"resumed": True}, actor_id=actor_id, lookup_key=lookup_key)
+    return conclude(run, wait, payload, stamp, {"resumed": True}, actor_id=actor_id, lookup_key=lookup_key)
 
 
 def expire(run: RunState, stamp: Stamp) -> Commit:
@@ -76,7 +76,7 @@ def expire(run: RunState, stamp: Stamp) -> Commit:
         payload: dict[str, Any] = {"until": wait.until, "ready": True}
     else:
         payload = {"timed_out": True, "until": wait.until}
-    return deliver(run, wait, payload, stamp, {"resumed": True, "by": "timer"})
+    return conclude(run, wait, payload, stamp, {"resumed": True, "by": "timer"})
 
 
 def same_answer(record: StepRecord, wait_key: str | None, payload: Any) -> bool:
@@ -85,7 +85,7 @@ def same_answer(record: StepRecord, wait_key: str | None, payload: Any) -> bool:
     return canonical(delivered.get("payload")) == canonical(payload)
 
 
-def deliver(
+def conclude(
     run: RunState,
     wait: WaitState,
     payload: Any,
@@ -95,7 +95,7 @@ def deliver(
     actor_id: str | None = None,
     lookup_key: str | None = None,
 ) -> Commit:
-    """Write what came at the wait's `result_key`, and go on behind it."""
+    """The wait ends with this payload; `result` is what its record says."""
     vars, value = run.vars, tool_answer(wait, payload)
     if wait.result_key and value is not None:
         vars = restore_seq(write_path(vars, wait.result_key, value), seq_of(run.vars))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 from weakref import WeakValueDictionary
 
-from ...core.models import StepRecord
+from ...core.models import Message, StepRecord
 from ...core.shielding import finish
+from ...core.streams import DEFAULT_KEPT, Listening, Unread
 from ...core.threads import WorkerThreads
 from ..base import Loaded, Write
 from .files import Files
@@ -73,6 +74,19 @@ class JsonBackend:
     async def append(self, record: StepRecord, *, chain: bool = False) -> StepRecord:
         """Add one record behind the last one of its run, as a link of its chain if there is one or shall be."""
         return await self.write(lambda folder: folder.append(record, chain=chain))
+
+    async def send(self, messages: Iterable[Message], *, keep: int = DEFAULT_KEPT) -> None:
+        sent = tuple(messages)
+        await self.write(lambda folder: folder.send(sent, keep))
+
+    async def next_message(self, stream: str, name: str, read: Mapping[str, int], since: str) -> Unread | None:
+        return await self.write(lambda folder: folder.unread(stream, name, read, since))
+
+    async def listening(self, message: Message, *, limit: int = 10_000) -> Listening:
+        return await self.write(lambda folder: folder.listening(message, limit))
+
+    async def nudged(self, *, stream: str | None = None, limit: int = 100) -> list[str]:
+        return await self.write(lambda folder: folder.nudged(stream, limit))
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         return await self.write(lambda folder: folder.landed(run_id, commit_id))

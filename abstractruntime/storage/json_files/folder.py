@@ -1,10 +1,10 @@
 """A folder of runs and ledgers: one atomic commit of a step, in plain files.
 
 The rename of a run's file is the commit. The file holds, as `pending`, what the commit writes elsewhere: the records
-of its ledger, and requests to other runs. That is then written there, and the run's next commit drops it. Until it is
-there, whoever reads a ledger reads it together with what is pending; so a crash in between loses nothing. A landing
-leaves the state alone: its commit is the append to the ledger, whose lines count together or not at all. What an error
-left undone is done first when the run, or the one it was meant for, is next written.
+of its ledger, requests to other runs, and messages. That is then written there, and the run's next commit drops it.
+Until it is there, whoever reads a ledger reads it together with what is pending; so a crash in between loses nothing. A
+landing leaves the state alone: its commit is the append to the ledger, whose lines count together or not at all. What
+an error left undone is done first when the run, or the one it was meant for, is next written.
 
 An object is used by any number of threads; each operation runs whole under its lock. It blocks on file calls.
 """
@@ -31,14 +31,16 @@ from .ledger import Ledger
 from .lock import FolderLock
 from .names import ledger_file, run_file
 from .owing import Owing, check_guard
-from .texts import Beside, Pending, read_run, run_text
+from .speaking import Speaking
+from .streams import StreamFiles
+from .texts import Beside, Pending, Placed, read_run, run_text
 
 log = logging.getLogger("abstractruntime.storage")
 
 _FOLDERS: WeakSet[Folder] = WeakSet()
 
 
-class Folder(Owing):
+class Folder(Owing, Speaking):
     """The runs and ledgers of one folder. Only the process that holds its lock writes; others may read."""
 
     def __init__(self, path: Path, files: Files | None = None) -> None:
@@ -116,12 +118,12 @@ class Folder(Owing):
         ledger = self.ledger(run_id)
         self._settle(run_id)
         check_guard(write, row, ledger.count)
-        also = self._checked_others(write)
-        if write.landing and not (write.requests or also):
+        also, messages = self._checked_others(write), self._placed(write)
+        if write.landing and not (write.requests or also or messages):
             records = decode_records(write.records, run_id)
             ledger.append(records, write.lookup_key)
             return
-        beside = self._beside(write, row, ledger, also)
+        beside = self._beside(write, row, ledger, also, messages)
         run, data = write.run, write.data
         if write.landing:
             stored = self._stored(run_id)
@@ -149,6 +151,7 @@ class Folder(Owing):
     def delete_run(self, run_id: str) -> bool:
         """Forget the run; its ledger stays."""
         self._own()
+        self._streams.clear(f"run:{run_id}")
         name = run_file(run_id)
         if name not in self._index.damaged:
             if self._row(run_id) is None:
@@ -161,6 +164,7 @@ class Folder(Owing):
             self._index.reread(name)
             raise
         self._index.drop(run_id)
+        self._streams.known.leave(run_id)
         return there
 
     def delete_ledger(self, run_id: str) -> int:
@@ -210,6 +214,7 @@ class Folder(Owing):
         self._ledgers: dict[str, Ledger] = {}
         #: runs whose files another run's commit has left to be written, and that other run
         self._owed: dict[str, str] = {}
+        self._streams = StreamFiles(self.path, self.files)
 
     def _own(self) -> None:
         """Be the process that writes here, or raise a StoreError that names it."""
@@ -225,6 +230,7 @@ class Folder(Owing):
         self._begin_anew()
         sweep(self.path)
         self._index.refresh()
+        self._hear(self._streams)
         for run_id, row in list(self._index.rows.items()):
             pending = row.beside.pending
             if pending is None:
@@ -302,7 +308,14 @@ class Folder(Owing):
             self._ledgers[run_id] = ledger
         return ledger
 
-    def _beside(self, write: Write, row: Row | None, ledger: Ledger, also: tuple[RunState, ...]) -> Beside:
+    def _beside(
+        self,
+        write: Write,
+        row: Row | None,
+        ledger: Ledger,
+        also: tuple[RunState, ...],
+        messages: tuple[Placed, ...],
+    ) -> Beside:
         """What stands beside the run with this commit, and what is pending of it."""
         run = write.run
         old = Beside() if row is None else row.beside
@@ -322,6 +335,7 @@ class Folder(Owing):
                 lookup_key=write.lookup_key,
                 requests=self._addressed(run.run_id, write.requests),
                 also=also,
+                messages=messages,
                 commit_id=run.commit_id,
             ),
         )
@@ -335,6 +349,9 @@ class Folder(Owing):
         ledger = self._ledgers.get(run_id)
         if ledger is not None and not ledger.settled:
             ledger.settle()
+        row = self._index.rows.get(run_id)
+        if row is not None and row.beside.pending is not None:
+            self._streams.settle(placed.message.stream for placed in row.beside.pending.messages)
         self._settle_requests(run_id)
         self._settle_others(run_id)
 
@@ -353,12 +370,14 @@ class Folder(Owing):
             raise
         row = self._index.put(run, beside, number)
         row.owes = () if old is None else old.owes
+        self._streams.hear(run.run_id, row.hearing)
 
     def _look_again(self, run_id: str, old: Row | None) -> None:
         """After a write that may have landed: take what is there as it is, which may not survive."""
         self._index.reread(run_file(run_id))
         self._ledgers.pop(run_id, None)  # it is read again, together with what is pending now
         row = self._index.rows.get(run_id)
+        self._streams.hear(run_id, None if row is None else row.hearing)
         if row is None:
             return
         row.unsure = True

@@ -14,6 +14,7 @@ from ...core.codec import encode_run
 from ...core.errors import StoreCorrupt
 from ...core.models import TERMINAL, Request, RunState
 from ..sqlite.failures import translated_os
+from ..streams import hearing_of
 from .files import Files
 from .names import id_of_run_file, run_file
 from .texts import Addressed, Beside, Pending, read_run
@@ -26,13 +27,26 @@ _Stamp = tuple[int, int, int]
 class Row:
     """A stored run: its guards, and the narrow part of it that listings look at."""
 
-    __slots__ = ("beside", "commit_id", "dirty", "ended", "narrow", "number", "owes", "revision", "stamp", "unsure")
+    __slots__ = (
+        "beside",
+        "commit_id",
+        "dirty",
+        "ended",
+        "hearing",
+        "narrow",
+        "number",
+        "owes",
+        "revision",
+        "stamp",
+        "unsure",
+    )
 
     def __init__(self, run: RunState, beside: Beside, number: int, stamp: _Stamp | None = None) -> None:
         self.number, self.stamp = number, stamp
         self.revision, self.commit_id = run.revision, run.commit_id
         self.ended = run.status in TERMINAL
         self.narrow = encode_run(_narrow(run))
+        self.hearing = hearing_of(run)
         #: as in the file; requests that came in since are in it while `dirty`
         self.beside = beside
         self.dirty = False

@@ -28,6 +28,11 @@ def ledger_file(run_id: str) -> str:
     return f"ledger_{_encoded(run_id)}.jsonl"
 
 
+def messages_file(stream: str) -> str:
+    """The name of the file of a stream's messages."""
+    return f"messages_{_encoded(stream)}.jsonl"
+
+
 def id_of_run_file(name: str) -> str | None:
     """The id that the name of a run's file says, as far as it does; None for the name of something else."""
     found = _RUN.fullmatch(name)

@@ -19,6 +19,7 @@ from ...core.models import Request, RunState
 from .index import Index, Row
 from .ledger import Ledger
 from .names import run_file
+from .streams import StreamFiles
 from .texts import Addressed, Beside, Pending
 
 log = logging.getLogger("abstractruntime.storage")
@@ -30,6 +31,7 @@ class Owing:
     _index: Index
     #: runs whose files another run's commit has left to be written, and that other run
     _owed: dict[str, str]
+    _streams: StreamFiles
 
     @abstractmethod
     def ledger(self, run_id: str) -> Ledger:
@@ -72,11 +74,12 @@ class Owing:
         return tuple(found)
 
     def _deliver(self, sender: str, pending: Pending) -> None:
-        """Let the requests stand where they are meant for; `_settle` makes that durable."""
+        """Let requests stand where they are meant for, and messages wait for their streams; `_settle` writes both."""
         for addressed in pending.requests:
             row = self._index.rows.get(addressed.request.run_id)
             if row is not None:
                 row.take(addressed, pending)
+        self._streams.owe(pending.messages)
         self._index.rows[sender].owes = tuple(addressed.request.run_id for addressed in pending.requests)
         self._owed.update(dict.fromkeys((other.run_id for other in pending.also), sender))
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from ...core.codec import REFUSALS, decode, encode, record_dict
 from ...core.errors import StoreCorrupt
-from ...core.models import Request, RunState, StepRecord, WaitState
+from ...core.models import Message, Request, RunState, StepRecord, WaitState
 
 _CRC_OF_FILE = re.compile(rb',\s*"crc": "([0-9a-f]{8})"\s*\}\s*\Z')
 _CRC_OF_LINE = re.compile(rb',"crc":"([0-9a-f]{8})"\}\Z')
@@ -32,14 +32,22 @@ class Addressed(Struct, frozen=True):
     number: int
 
 
+class Placed(Struct, frozen=True):
+    """A message on its way to its stream, where it has a place already: so it is put there once, whoever does it."""
+
+    message: Message
+    position: int
+
+
 class Pending(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the commit of a run's file writes elsewhere: the last records of its ledger, requests, other runs."""
+    """What the commit of a run's file writes elsewhere: records, requests, other runs, messages."""
 
     records: tuple[StepRecord, ...] = ()
     lookup_key: str | None = None
     requests: tuple[Addressed, ...] = ()
     #: other runs as the commit leaves them
     also: tuple[RunState, ...] = ()
+    messages: tuple[Placed, ...] = ()
     #: of the commit, for requests are answered once
     commit_id: str | None = None
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TypeVar
 
 from ...core.errors import StoreCorrupt
-from ...core.models import StepRecord
+from ...core.models import Message, StepRecord
+from ...core.streams import DEFAULT_KEPT, Listening, Unread
 from ..base import Loaded, Write
+from . import messages as streams
 from . import reads, writes
 from .lane import Lane
 from .locks import OwnerLocks
@@ -66,6 +68,18 @@ class SqliteBackend:
     async def append(self, record: StepRecord, *, chain: bool = False) -> StepRecord:
         """Add one record behind the last one of its run, as a link of its chain if there is one or shall be."""
         return await self.write(partial(writes.append, record=record, chain=chain))
+
+    async def send(self, messages: Iterable[Message], *, keep: int = DEFAULT_KEPT) -> None:
+        await self.write(partial(streams.send, messages=tuple(messages), keep=keep))
+
+    async def next_message(self, stream: str, name: str, read: Mapping[str, int], since: str) -> Unread | None:
+        return await self.read(lambda connection: streams.next_message(connection, stream, name, read, since))
+
+    async def listening(self, message: Message, *, limit: int = 10_000) -> Listening:
+        return await self.read(partial(streams.listening, message=message, limit=limit))
+
+    async def nudged(self, *, stream: str | None = None, limit: int = 100) -> list[str]:
+        return await self.read(partial(streams.nudged, stream=stream, limit=limit))
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         return await self.read(partial(reads.landed, run_id=run_id, commit_id=commit_id))

@@ -16,6 +16,7 @@ from typing import Any
 from ...core.errors import StoreUnclear
 from ..base import Write
 from .failures import commit_failed, given_up, translated
+from .messages import register
 from .statements import MOST_FILLED, QUERIES, first, write_filled, write_rows
 from .writes import identity_row, next_run_id, rest_at, stand, store, wait_row
 
@@ -136,14 +137,14 @@ class Writer:
         return self._one_by_one(connection, operations)
 
     def _whole(self, connection: sqlite3.Connection, operations: Sequence[Operation]) -> list[Any]:
-        writes = [operation for operation in operations if type(operation) is Write and not operation.also]
+        writes = [operation for operation in operations if isinstance(operation, Write) and _is_plain(operation)]
         if writes:
             self._write_all(connection, writes)
         if len(writes) == len(operations):
             return [None] * len(operations)
         outcomes: list[Any] = []
         for operation in operations:
-            done = type(operation) is Write and not operation.also
+            done = isinstance(operation, Write) and _is_plain(operation)
             outcomes.append(None if done else self._in_savepoint(connection, operation))
             if not connection.in_transaction:  # SQLite gave it up, and with it what was written before
                 raise _NotWhole
@@ -245,7 +246,7 @@ class Writer:
         if connection.executemany(_REPLACE_STATE, rows).rowcount != len(rows):
             raise _NotWhole
         connection.executemany(_DELETE_WAITS, [(run_pk,) for run_pk, _ in writes])
-        write_rows(connection, _INSERT_WAITS, waits)
+        self._register_all(connection, waits, writes)
         answered = [(run_pk,) for run_pk, write in writes if write.answered]
         if answered:
             connection.executemany(_DELETE_REQUESTS, answered)
@@ -267,7 +268,15 @@ class Writer:
                 ledger.append((run_pk, 1, write.count, write.lookup_key, write.records))
         write_rows(connection, _INSERT_RUNS, runs)
         write_rows(connection, _INSERT_STATES, states)
+        self._register_all(connection, waits, [(self._found[write.run.run_id], write) for write in writes])
+
+    def _register_all(
+        self, connection: sqlite3.Connection, waits: Sequence[Sequence[Any]], writes: Sequence[tuple[int, Write]]
+    ) -> None:
         write_rows(connection, _INSERT_WAITS, waits)
+        for run_pk, write in writes:
+            if write.run.waiting is not None:
+                register(connection, run_pk, write.run)
 
     def _look_up(self, connection: sqlite3.Connection, run_id: str) -> int:
         run_pk: int | None = first(connection, _ID_OF_RUN, (run_id,))
@@ -283,6 +292,11 @@ class Writer:
         self._ids.update(self._found)
         while len(self._ids) > _REMEMBERED:
             del self._ids[next(iter(self._ids))]
+
+
+def _is_plain(write: Write) -> bool:
+    """Whether it writes one run and nothing else but requests."""
+    return not (write.also or write.messages)
 
 
 def _steps_alone(operations: Sequence[Operation]) -> list[Write] | None:

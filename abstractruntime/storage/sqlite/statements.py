@@ -25,15 +25,16 @@ MOST_FILLED = _SIZES[-1]
 
 
 def _read_queries() -> dict[str, str]:
-    named = re.split(r"^-- name: (\w+)$", (_FOLDER / "queries.sql").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = "".join(file.read_text(encoding="utf-8") for file in sorted(_FOLDER.glob("*.sql")))
+    _, *named = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)
     queries: dict[str, str] = {}
-    for name, text in zip(named[1::2], named[2::2], strict=True):
+    for name, text in zip(named[::2], named[1::2], strict=True):
         lines = (line for line in text.splitlines() if not line.startswith("--"))
         queries[name] = " ".join("\n".join(lines).split()).rstrip(";")
     return queries
 
 
-#: every query of `queries.sql`: its name and its text
+#: every query of the `.sql` files of the folder: its name and its text
 QUERIES = _read_queries()
 
 

@@ -14,8 +14,10 @@ from ...core.chain import linked
 from ...core.clock import micros
 from ...core.codec import REFUSALS, decode, decode_records, encode, encode_records
 from ...core.errors import RevisionConflict, StoreCorrupt
+from ...core.event_keys import listens_to
 from ...core.models import Request, RunState, RunStatus, StepRecord
 from ..base import Write
+from . import messages
 from .statements import QUERIES, first
 
 _ID_OF_RUN = QUERIES["id_of_run"]
@@ -57,7 +59,7 @@ def wait_row(run_pk: int, run: RunState) -> tuple[Any, ...] | None:
     if run.status is not RunStatus.WAITING or wait is None:
         return None
     due = micros(wait.until) if wait.until and not run.paused else None
-    return run_pk, str(wait.reason), wait.wait_key, due
+    return run_pk, str(wait.reason), wait.wait_key, due, *(listens_to(run) or (None, None))
 
 
 def identity_row(run: RunState) -> tuple[Any, ...]:
@@ -87,6 +89,8 @@ def store(connection: sqlite3.Connection, write: Write, *, identity: bool = Fals
         connection.execute(_INSERT_LEDGER, (run_pk, base + 1, write.count, write.lookup_key, write.records))
     for request in write.requests:
         stand(connection, request)
+    if write.messages:
+        messages.send(connection, write.messages, write.keep)
     for other in write.also:
         if not (other.if_absent and _is_stored(connection, other.run.run_id)):
             store(connection, other)
@@ -145,6 +149,7 @@ def _head_of(connection: sqlite3.Connection, run_pk: int, run_id: str) -> str | 
 
 def delete_run(connection: sqlite3.Connection, run_id: str) -> bool:
     """Forget a run and what stands beside it; its ledger stays. Whether there was one."""
+    messages.clear(connection, f"run:{run_id}")
     run_pk = first(connection, _ID_OF_RUN, (run_id,))
     if run_pk is None:
         return False
@@ -210,6 +215,7 @@ def _register_wait(connection: sqlite3.Connection, run_pk: int, run: RunState) -
     row = wait_row(run_pk, run)
     if row is not None:
         connection.execute(_INSERT_WAITS, row)
+        messages.register(connection, run_pk, run)
 
 
 def _conflict(connection: sqlite3.Connection, run_pk: int, write: Write) -> RevisionConflict:

@@ -55,8 +55,8 @@ VALUES (?, ?, ?, ?, ?);
 DELETE FROM waits WHERE run = ?;
 
 -- name: insert_waits
-INSERT INTO waits (run, branch, reason, wait_key, due)
-VALUES (?, 0, ?, ?, ?);
+INSERT INTO waits (run, branch, reason, wait_key, due, stream, name)
+VALUES (?, 0, ?, ?, ?, ?, ?);
 
 -- name: delete_requests
 DELETE FROM requests WHERE run = ?;
@@ -306,7 +306,7 @@ r.workflow_id, r.session_id, r.actor_id, r.parent_run_id, r.created_at
 FROM states s LEFT JOIN runs r ON r.id = s.id;
 
 -- name: wait_of_run
-SELECT run, reason, wait_key, due FROM waits WHERE run = ?;
+SELECT run, reason, wait_key, due, stream, name FROM waits WHERE run = ?;
 
 -- name: all_records
 SELECT r.run_id, l.count, l.data FROM ledger l LEFT JOIN runs r ON r.id = l.run;
