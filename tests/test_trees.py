@@ -13,6 +13,7 @@ from abstractruntime import (
     Effect,
     EffectCall,
     EffectOutcome,
+    Request,
     RunState,
     RunStatus,
     StepPlan,
@@ -183,8 +184,6 @@ async def test_children_that_nobody_waits_for_are_cancelled_too(world: World):
 
 
 async def test_a_request_to_a_parent_reaches_its_children(async_world: World):
-    from abstractruntime import Request
-
     def stop(call: EffectCall) -> EffectOutcome:
         asked = Request(run_id="p", kind="cancel", by="x", at=call.now, reason="asked to")
         return EffectOutcome.completed(1, requests=(asked,))
@@ -198,6 +197,27 @@ async def test_a_request_to_a_parent_reaches_its_children(async_world: World):
     found = await family(rt)
     assert {run.status for run in found["middles"]} == {"cancelled"}
     assert {run.status for run in found["leaves"]} == {"cancelled", "completed"}
+
+
+async def test_a_cancel_that_is_answered_because_of_an_event_reaches_the_children_too(async_world: World):
+    def stop(call: EffectCall) -> EffectOutcome:
+        asked = Request(run_id="p", kind="cancel", by="x", at=call.now, reason="asked to")
+        return EffectOutcome.completed(1, requests=(asked,))
+
+    workflow = flow(
+        "work",
+        workflow_id="parent",
+        work=ask("work", SUB, sub("asking", **APART), "result", "wait"),
+        wait=ask("wait", "wait_event", {"name": "go", "scope": "global"}),
+    )
+    rt = made(async_world, stop=stop)
+    rt.set_workflow_registry({**REGISTRY, "parent": workflow})
+    await rt.run(workflow, run_id="p")
+    await rt.run(worlds.one("stop"))
+    await rt.run(worlds.one("emit_event", {"name": "go", "scope": "global"}))
+    assert (await rt.get_state("p")).error == "asked to"
+    (child,) = await children_of(rt)
+    assert (await rt.tick(workflow=REGISTRY["asking"], run_id=child.run_id)).status is RunStatus.CANCELLED
 
 
 @pytest.mark.parametrize("at", range(1, 6))
