@@ -133,6 +133,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
         self._deliveries = Deliveries(
             journal=self._journal,
             stamp=lambda: self._performer.stamp(),
+            answer=children.answer,
             registry=lambda: self._workflow_registry,
         )
         self._performer = Performer(
