@@ -78,6 +78,17 @@ SAYS = {
         r"the database: 10 runs completed, attempt 1",
         r"the copy: 10 runs completed, attempt 2",
     ],
+    "long_conversation.py": [
+        r"conversation_span: 16 messages",
+        r"memory_note: After turn 20 nobody was tired\.",
+        r"conversation_span: 20 messages",
+        r"memory_note: After turn 40 nobody was tired\.",
+        r"40 turns were said, 10 messages are active:",
+        r"  system: \[CONVERSATION HISTORY SUMMARY span_id=<1>\]: 16 messages, from Oslo to Narvik",
+        *(rf"  (user|assistant): Turn {turn}: we talk about Oslo\." for turn in (1, 2, 3, 4)),
+        r"  system: \[CONVERSATION HISTORY SUMMARY span_id=<3>\]: 20 messages, from Tromso to Umea",
+        *(rf"  (user|assistant): Turn {turn}: we talk about Turku\." for turn in (37, 38, 39, 40)),
+    ],
     "audit_trail.py": [
         r"  \w{8} after nothing: started",
         *(rf"  \w{{8}} after \w{{8}}: {status}" for status in ("waiting", "completed", "started", *["completed"] * 3)),
