@@ -72,6 +72,7 @@ from .history import (
     persist_workflow_snapshot,
 )
 from .identity import ActorFingerprint
+from .memory import ActiveContextPolicy, TimeRange
 from .runtime import AsyncRuntime
 from .scheduler import WorkflowRegistry
 from .storage.artifacts import (
@@ -151,6 +152,7 @@ __version__ = "1.0.0"
 __all__ = [
     "RUN_HISTORY_BUNDLE_VERSION_V1",
     "AbstractRuntimeError",
+    "ActiveContextPolicy",
     "ActorFingerprint",
     "Artifact",
     "ArtifactAccessStats",
@@ -267,6 +269,7 @@ __all__ = [
     "StoreTooLarge",
     "StoreUnclear",
     "StoreVanished",
+    "TimeRange",
     "TypedRun",
     "UnknownArtifact",
     "UnknownNode",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -16,7 +16,7 @@ from .core import kernel
 from .core.errors import AbstractRuntimeError, RevisionConflict
 from .core.event_keys import listens_to
 from .core.journal import Journal
-from .core.models import Message, RunState
+from .core.models import Commit, Message, Request, RunState
 from .core.spec import WorkflowSpec
 from .core.streams import Unread, since_of
 
@@ -66,8 +66,15 @@ class Moved(Struct, frozen=True, kw_only=True):
 class Deliveries:
     """Hands messages to the runs of one runtime. `registry` gives its registry of workflows, or None."""
 
-    def __init__(self, *, journal: Journal, stamp: Callable[[], kernel.Stamp], registry: Callable[[], Any]) -> None:
-        self._journal, self._stamp, self._registry = journal, stamp, registry
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        stamp: Callable[[], kernel.Stamp],
+        answer: Callable[[RunState, tuple[Request, ...], kernel.Stamp], Awaitable[Commit]],
+        registry: Callable[[], Any],
+    ) -> None:
+        self._journal, self._stamp, self._answer, self._registry = journal, stamp, answer, registry
 
     async def unread(self, run: RunState) -> Unread | None:
         """The next message that the run waits for; costs nothing for one that waits for none."""
@@ -143,8 +150,10 @@ class Deliveries:
             if registry is not None and workflow is None:
                 return Moved(run_id=run_id, status="skipped", error="workflow_not_registered")
             try:
-                unread = await self.unread(run)
-                match kernel.next_move(run, now=stamp.at, requests=loaded.requests, unread=unread):
+                if loaded.requests:
+                    await self._journal.commit(await self._answer(run, loaded.requests, stamp))
+                    continue
+                match kernel.next_move(run, now=stamp.at, unread=await self.unread(run)):
                     case kernel.Deliver(found=found):
                         run = await self._journal.commit(kernel.deliver(run, found, stamp))
                         return Moved(run_id=run_id, status=str(run.status), workflow=workflow)

@@ -226,10 +226,12 @@ class Engine:
             await self.cascade.spare(spare, run.run_id)
             if moved is not None:
                 return moved
-            if nest.changes == known:  # else one has come to rest meanwhile
-                if not nest.driving:
-                    return None
+            if nest.changes != known:  # one has come to rest meanwhile
+                continue
+            if nest.driving:
                 await nest.change()
+            elif nest.changes < 2 or not await self._woken(nest):
+                return None
 
     async def _look(self, run: RunState, nest: Nest) -> None:
         """Begin to drive the children that may move, and see how the others stand."""
@@ -247,6 +249,16 @@ class Engine:
                     nest.drive(run_id, self._visit_child(workflow, run_id, nest.family))
                     continue
             nest.seen[run_id] = await self.children.state(run_id)
+
+    async def _woken(self, nest: Nest) -> bool:
+        """Whether a child that came to rest has been woken since, by what another one said."""
+        before = len(nest.seen)
+        for run_id, state in tuple(nest.seen.items()):
+            if state is not None and state.status is RunStatus.WAITING and run_id not in nest.disturbed:
+                now = await self.children.state(run_id)
+                if now is None or now.revision != state.revision:
+                    del nest.seen[run_id]
+        return len(nest.seen) < before
 
     async def _rest(self, run: RunState, tick: _Tick) -> RunState:
         """Nothing moves the children now, so the run waits for them."""

@@ -96,7 +96,8 @@ class HoldsRuns:
 
         A parent takes the result of a child that has ended by itself, at its next tick. Whichever comes first counts,
         and for the other the parent is returned as it is. Of several children one alone is no answer: the parent looks
-        at them. `workflow` is the parent's; by default the registry's. Raises `UnknownRun` for an unknown child.
+        at them. `workflow` is the parent's; by default the registry's. Raises `UnknownRun` for an unknown child, and
+        ValueError where the parent waits and its workflow is not known.
         """
         child = (await self._journal.load(child_run_id)).run
         if child.parent_run_id is None:

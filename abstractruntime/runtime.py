@@ -26,6 +26,7 @@ from .deleting import DeletesRuns
 from .delivering import Deliveries
 from .effects.builtin import builtin_handlers
 from .effects.handlers import adapt
+from .effects.memory import memory_handlers
 from .emitting import EmitsEvents
 from .engine import Engine
 from .following import FollowsLedgers
@@ -57,6 +58,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
         context: what nodes get as `ctx`; by default an object with `now_iso()`.
         effect_policy: retries, idempotency keys, and what to do with an effect whose performer died.
         config: limits and model facts that new runs are seeded with.
+        chat_summarizer: makes the summaries of MEMORY_COMPACT (`summarize_chat_history(messages, ...)`, sync or async).
         secrets: resolves `{"$secret": name}` in payloads when an effect is performed.
         clock: time; give your own in tests.
         lease_seconds: how long a claim on an effect outlives a process that stops responding.
@@ -83,6 +85,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
         artifact_store: Any = None,
         effect_policy: EffectPolicy | None = None,
         config: RuntimeConfig | None = None,
+        chat_summarizer: Any = None,
         secrets: Secrets | None = None,
         clock: Clock | None = None,
         lease_seconds: float = 30.0,
@@ -110,6 +113,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
         self._leases = Leases(self._backend, self._clock, lease_seconds)
         listening = self._backend.listening if self._backend.atomic else None
         handlers = builtin_handlers(self._load_other, listening, lambda: self._workflow_registry)
+        handlers |= memory_handlers(self._load_other, lambda: self.artifact_store, chat_summarizer, handlers)
         handlers |= {str(kind): adapt(handler, threads) for kind, handler in (effect_handlers or {}).items()}
         self._attempts = Attempts(
             clock=self._clock,
@@ -129,6 +133,7 @@ class AsyncRuntime(ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRun
         self._deliveries = Deliveries(
             journal=self._journal,
             stamp=lambda: self._performer.stamp(),
+            answer=children.answer,
             registry=lambda: self._workflow_registry,
         )
         self._performer = Performer(

@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,11 @@ from abstractruntime import (
 from abstractruntime.core.models import TERMINAL
 
 from .checks import check_ledger, shape
+from .clocks import StillClock
 from .faults import FaultyBackend, ProcessDied
 from .outside import perform, performances
 from .scale import scaled
+from .test_ledger_chain import DictLedger, DictRuns
 from .worlds import World, ask, flow
 
 ROOT = Path(__file__).parent.parent
@@ -94,8 +97,8 @@ class DyingRunStore:
 class Life:
     """What a host does with its runs, in one process. Every part may be repeated by the next."""
 
-    def __init__(self, rt: Any) -> None:
-        self.rt = rt
+    def __init__(self, rt: Any, resume_id: str | None = "one") -> None:
+        self.rt, self.resume_id = rt, resume_id
 
     async def live(self) -> None:
         rt = self.rt
@@ -108,8 +111,14 @@ class Life:
             child = await rt.get_state(details["sub_run_id"])
             spec = REGISTRY[child.workflow_id]
             if child.waiting is not None:
+                key, answer = child.waiting.wait_key, {"text": "yes"}
                 await rt.resume(
-                    workflow=spec, run_id=child.run_id, wait_key=None, payload="yes", resume_id="one", max_steps=0
+                    workflow=spec,
+                    run_id=child.run_id,
+                    wait_key=key,
+                    payload=answer,
+                    resume_id=self.resume_id,
+                    max_steps=0,
                 )
             if details.get("async"):
                 await rt.tick(workflow=spec, run_id=child.run_id)
@@ -220,6 +229,65 @@ async def test_deaths_at_random_places_again_and_again_still_reach_the_end(tmp_p
         await lives.world.close()
 
 
+# -- stores that do not commit together
+
+
+class DyingPair:
+    """A run store and a ledger store in one, for two that know nothing of each other; the k-th write is the last."""
+
+    def __init__(self) -> None:
+        self.runs, self.ledger = DictRuns(), DictLedger()
+        self.left = 0
+
+    def _write(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise ProcessDied
+
+    async def save(self, run: RunState) -> None:
+        self._write()
+        self.runs.save(run)
+
+    async def load(self, run_id: str) -> RunState | None:
+        return self.runs.load(run_id)
+
+    async def append(self, record: Any) -> None:
+        self._write()
+        self.ledger.append(record)
+
+    async def list(self, run_id: str) -> list[dict[str, Any]]:
+        return self.ledger.list(run_id)
+
+
+async def test_stores_that_do_not_commit_together_may_die_anywhere_too() -> None:
+    async def act(call: EffectCall) -> EffectOutcome:
+        return EffectOutcome.completed(True)
+
+    ends = []
+    for at in range(0, 1000, scaled(3, 1)):
+        pair = DyingPair()
+        for pair.left in (at, 0):
+            rt = AsyncRuntime(
+                run_store=pair,
+                ledger_store=pair,
+                effect_handlers={"act": act},
+                workflow_registry=REGISTRY,
+                clock=StillClock(),
+            )
+            try:
+                await Life(rt, resume_id=None).live()  # which tells an old answer by its instant, and time stands still
+            except ProcessDied:
+                continue
+            break
+        state = pair.runs.load("main")
+        assert state is not None
+        ends.append((state.status, state.output, sorted(pair.runs.runs)))
+        assert ends[-1] == ends[0], f"died at write {at}"
+        if at and pair.left > 0:
+            return
+    raise AssertionError("the walk never came to its end")
+
+
 # -- a process is killed in the middle of a child
 
 
@@ -267,22 +335,25 @@ def test_killed_in_the_middle_of_a_child_the_next_process_goes_on(tmp_path: Path
     database, outside = tmp_path / "runs.db", tmp_path / "outside"
     kills = 0
     for kill in range(scaled(4, 40)):
-        before = len(performances(outside))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.test_children_faults", database, outside], cwd=ROOT, stdout=subprocess.PIPE
-        )
-        wanted = before + rng.randint(1, 30)
-        while process.poll() is None and len(performances(outside)) < wanted:
-            pass
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
+        wanted = lines(outside) + rng.randint(1, 30)
+        command = [sys.executable, "-m", "tests.test_children_faults", str(database), str(outside)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+            while process.poll() is None and lines(outside) < wanted:
+                time.sleep(0.001)
+            process.kill()
         if process.returncode == 0:
             assert kill > 0, "it was never killed"
             break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
     assert kills
     state = asyncio.run(drive(database, outside))
     check_killed(state, database, outside, performed_again=2 * kills)
+
+
+def lines(outside: Path) -> int:
+    """How many effects were performed; the last one may be half written at the moment."""
+    return outside.read_bytes().count(b"\n") if outside.exists() else 0
 
 
 def check_killed(state: RunState, database: Path, outside: Path, *, performed_again: int) -> None:
@@ -301,8 +372,11 @@ def check_killed(state: RunState, database: Path, outside: Path, *, performed_ag
 def test_two_processes_at_one_tree_end_it_once(tmp_path: Path) -> None:
     database, outside = tmp_path / "runs.db", tmp_path / "outside"
     command = [sys.executable, "-m", "tests.test_children_faults", str(database), str(outside)]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
-    assert [process.wait() for process in both if process.communicate()] == [0, 0]
+    one, two = (subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2))
+    with one, two:
+        one.communicate()
+        two.communicate()
+    assert (one.returncode, two.returncode) == (0, 0)
     check_killed(asyncio.run(drive(database, outside)), database, outside, performed_again=0)
 
 

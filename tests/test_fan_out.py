@@ -225,6 +225,24 @@ async def test_places_are_free_again_in_later_ticks(async_world: World):
     assert state.output["result"]["results"][6]["output"] == {"said": "yes"}
 
 
+async def test_children_that_speak_to_each_other_go_on_in_the_same_tick(world: World):
+    def relay(number: int) -> Any:
+        """Wait for what the one behind says, and say it to the one before."""
+        heard = {"name": f"word-{number}", "scope": "session"}
+        said = {"name": f"word-{number - 1}", "scope": "session"}
+        return flow(
+            "hear",
+            workflow_id=f"relay-{number}",
+            hear=ask("hear", "wait_event", heard, None, "say"),
+            say=ask("say", "emit_event", said, None),
+        )
+
+    last = flow("say", workflow_id="last", say=ask("say", "emit_event", {"name": "word-3", "scope": "session"}))
+    rt = world.runtime(workflow_registry={"last": last, **{f"relay-{n}": relay(n) for n in range(1, 4)}})
+    workflow = many(*(sub(f"relay-{n}") for n in range(1, 4)), sub("last"))
+    assert (await rt.run(workflow, session_id="s")).status is RunStatus.COMPLETED
+
+
 # -- whatever is done to the children, in whatever order
 
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from abstractruntime import AsyncRuntime, Effect, EffectCall, EffectOutcome, RunState, RunStatus, StepPlan
+from abstractruntime import (
+    AsyncRuntime,
+    DefaultEffectPolicy,
+    Effect,
+    EffectCall,
+    EffectOutcome,
+    Request,
+    RunState,
+    RunStatus,
+    StepPlan,
+)
 from abstractruntime.core.errors import ReentrantTick
 
 from . import worlds
@@ -174,8 +184,6 @@ async def test_children_that_nobody_waits_for_are_cancelled_too(world: World):
 
 
 async def test_a_request_to_a_parent_reaches_its_children(async_world: World):
-    from abstractruntime import Request
-
     def stop(call: EffectCall) -> EffectOutcome:
         asked = Request(run_id="p", kind="cancel", by="x", at=call.now, reason="asked to")
         return EffectOutcome.completed(1, requests=(asked,))
@@ -189,6 +197,27 @@ async def test_a_request_to_a_parent_reaches_its_children(async_world: World):
     found = await family(rt)
     assert {run.status for run in found["middles"]} == {"cancelled"}
     assert {run.status for run in found["leaves"]} == {"cancelled", "completed"}
+
+
+async def test_a_cancel_that_is_answered_because_of_an_event_reaches_the_children_too(async_world: World):
+    def stop(call: EffectCall) -> EffectOutcome:
+        asked = Request(run_id="p", kind="cancel", by="x", at=call.now, reason="asked to")
+        return EffectOutcome.completed(1, requests=(asked,))
+
+    workflow = flow(
+        "work",
+        workflow_id="parent",
+        work=ask("work", SUB, sub("asking", **APART), "result", "wait"),
+        wait=ask("wait", "wait_event", {"name": "go", "scope": "global"}),
+    )
+    rt = made(async_world, stop=stop)
+    rt.set_workflow_registry({**REGISTRY, "parent": workflow})
+    await rt.run(workflow, run_id="p")
+    await rt.run(worlds.one("stop"))
+    await rt.run(worlds.one("emit_event", {"name": "go", "scope": "global"}))
+    assert (await rt.get_state("p")).error == "asked to"
+    (child,) = await children_of(rt)
+    assert (await rt.tick(workflow=REGISTRY["asking"], run_id=child.run_id)).status is RunStatus.CANCELLED
 
 
 @pytest.mark.parametrize("at", range(1, 6))
@@ -244,6 +273,42 @@ async def test_a_subtree_is_held_and_let_go(world: World):
     await rt.resume_run("p", subtree=True)
     await rt.resume(workflow=REGISTRY["asking"], run_id=found["leaves"][2].run_id, wait_key=None, payload="yes")
     assert (await rt.tick(workflow=workflow, run_id="p")).status is RunStatus.COMPLETED
+
+
+async def test_a_child_that_is_held_is_waited_for(async_world: World):
+    rt, workflow = made(async_world), parent(sub("asking"))
+    child_id = (await rt.run(workflow, run_id="p")).waiting.details["sub_run_id"]
+    await rt.resume(workflow=REGISTRY["asking"], run_id=child_id, wait_key=None, payload="yes", max_steps=0)
+    await rt.pause_run(child_id)
+    state = await rt.tick(workflow=workflow, run_id="p")
+    assert state.waiting.details["sub_waiting"] == {"reason": "user", "wait_key": f"pause:{child_id}"}
+    await rt.resume_run(child_id)
+    assert (await rt.tick(workflow=workflow, run_id="p")).status is RunStatus.COMPLETED
+
+
+async def test_a_child_whose_next_attempt_is_due_later_is_waited_for(async_world: World):
+    def flaky(call: EffectCall) -> EffectOutcome:
+        return EffectOutcome.failed("again") if call.attempt == 1 else EffectOutcome.completed(call.attempt)
+
+    flaky_flow = flow("work", workflow_id="flaky", work=ask("work", "flaky", {}, "done"))
+    policy = DefaultEffectPolicy(default_max_attempts=2, default_backoff_base=60.0)
+    options: Any = {"effect_policy": policy, "workflow_registry": {"flaky": flaky_flow}}
+    rt, workflow = async_world.runtime({"flaky": flaky}, **options), parent(sub("flaky"))
+    state = await rt.run(workflow, run_id="p")
+    assert state.waiting.details["sub_waiting"] == {"reason": "running", "wait_key": None}
+    async_world.clock.advance(60)
+    assert (await rt.tick(workflow=workflow, run_id="p")).output["result"]["output"] == {"done": 2}
+
+
+async def test_by_the_name_of_one_of_several_children_the_parent_looks_at_them(async_world: World):
+    rt, workflow = made(async_world), parent({"children": [sub("asking"), sub("asking")]})
+    rt.set_workflow_registry({**REGISTRY, "parent": workflow})
+    ids = (await rt.run(workflow, run_id="p")).waiting.details["sub_run_ids"]
+    for child_id, status in zip(ids, ("waiting", "completed"), strict=True):
+        await rt.resume(workflow=REGISTRY["asking"], run_id=child_id, wait_key=None, payload="yes")
+        state = await rt.resume_subworkflow_parent(child_run_id=child_id, child_output="not taken")
+        assert state.status == status
+    assert [result["output"] for result in state.output["result"]["results"]] == [{"said": "yes"}] * 2
 
 
 # -- from everywhere at once

@@ -1,4 +1,4 @@
-"""The table of built-in effects. All of them are inside: they touch nothing but the store."""
+"""The table of built-in effects that are inside: they touch nothing but the store. `effects.memory` has the others."""
 
 from __future__ import annotations
 

@@ -1,0 +1,110 @@
+"""MEMORY_COMPACT: the older part of a conversation becomes a summary and a span that keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from ...core.models import Change, Effect, EffectType
+from ...core.outcomes import EffectCall, EffectOutcome
+from ...memory.compaction import (
+    DEFAULT_RECENT,
+    Summary,
+    mode_of,
+    prompt_for,
+    span_of,
+    summary_message,
+    summary_of,
+)
+from ...memory.messages import Message, messages_of, normalised, split
+from ...memory.recall import number
+from ...memory.spans import CONVERSATION, SPANS
+from ...storage.user_pair import call as ask
+from ...storage.user_pair import in_thread
+from ..handlers import Handler
+from .desk import Desk, Refused, answer, artifact_id, written
+
+#: performs an effect of the host's beside this one, for its result alone
+Beside = Callable[[EffectCall], Awaitable[EffectOutcome]]
+
+
+class Compacting:
+    """The handler, with the host's summarizer, or a way to its LLM_CALL handler where it gave none."""
+
+    def __init__(self, desk: Desk, summarizer: Any, handlers: Mapping[str, Handler]) -> None:
+        self._desk, self._summarizer, self._handlers = desk, summarizer, handlers
+
+    async def compact(self, call: EffectCall, payload: dict[str, Any]) -> EffectOutcome:
+        """Compact the conversation of a run.
+
+        Payload: `preserve_recent` (6; 0 keeps none), `compression_mode` (light, standard, heavy), `focus`,
+        `target_run_id`, `tool_name`, `call_id`. The summary comes from the runtime's `chat_summarizer`, else from one
+        call of the host's LLM_CALL handler, made beside this effect. System messages stay. Result: an envelope whose
+        `meta` has `span_id`, `summary_message_id`, `key_points` and more; none where there is nothing to compact.
+        """
+        recent = max(0, number(payload, "preserve_recent", DEFAULT_RECENT))
+        mode, focus = mode_of(payload), str(payload.get("focus") or "").strip() or None
+        store = self._desk.artifacts("memory_compact")
+        owner = await self._desk.target(call, payload)
+        messages = normalised(messages_of(owner.vars), call.now)
+        system, older, kept = split(messages, recent)
+        if not older:
+            return answer(payload, "There is nothing older to compact.", None, name="compact_memory")
+        span_id = artifact_id("span", call)
+        content = await self._desk.content(store, span_id)
+        if not (isinstance(content, dict) and isinstance(content.get("summary"), dict)):  # not from an earlier attempt
+            summary = await self._summary(call, older, focus, mode)
+            made = {"messages": older, "created_at": call.now, "summary": _shown(summary)}
+            span = span_of(
+                span_id,
+                older,
+                at=call.now,
+                mode=mode,
+                focus=focus,
+                preserve_recent=recent,
+                summary_message_id=artifact_id("msg", call),
+                created_by=call.run.actor_id,
+            )
+            content = {**made, "span": span}
+            tags = {"kind": CONVERSATION, "compression_mode": mode, "preserve_recent": str(recent)}
+            tags |= {"focus": focus} if focus else {}
+            await in_thread(store.store_json, content, run_id=owner.run_id, tags=tags, artifact_id=span_id)
+        summary, span = summary_of(content["summary"]), content["span"]
+        message = summary_message(summary, span, mode, content["messages"], content["created_at"])
+        changes = (
+            Change(path="context.messages", value=[*system, message, *kept]),
+            Change(path=SPANS, op="append_once", match=("artifact_id", span_id), value=span),
+        )
+        meta = {
+            "span_id": span_id,
+            "summary_message_id": span["summary_message_id"],
+            "preserve_recent": recent,
+            "compression_mode": mode,
+            "focus": focus,
+            "key_points": summary.key_points,
+            "confidence": summary.confidence,
+            "llm_run_id": None,
+        }
+        output = f"Compacted {len(content['messages'])} messages into span {span_id}."
+        return answer(payload, output, meta, name="compact_memory", **written(call, owner, *changes))
+
+    async def _summary(self, call: EffectCall, older: list[Message], focus: str | None, mode: str) -> Summary:
+        if self._summarizer is not None:
+            summarize = getattr(self._summarizer, "summarize_chat_history", self._summarizer)
+            return summary_of(await ask(summarize, older, preserve_recent=0, focus=focus, compression_mode=mode))
+        handler = self._handlers.get(EffectType.LLM_CALL)
+        if handler is None:
+            raise Refused("memory_compact needs a chat_summarizer, or a handler of llm_call, to make the summary")
+        prompt = {"prompt": prompt_for(older, focus, mode)}
+        outcome = await handler.run(replace(call, effect=Effect(EffectType.LLM_CALL, prompt)))
+        if outcome.status != "completed":
+            why = outcome.error or f"the effect is {outcome.status}"
+            raise Refused(f"memory_compact: the summary could not be made: {why}")
+        result = outcome.result
+        return summary_of(result.get("content") if isinstance(result, dict) else result)
+
+
+def _shown(summary: Summary) -> dict[str, Any]:
+    return {"summary": summary.text, "key_points": summary.key_points, "confidence": summary.confidence}

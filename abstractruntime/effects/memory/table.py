@@ -1,0 +1,32 @@
+"""The table of the memory effects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...core.models import EffectType
+from ..handlers import Handler
+from .compacting import Compacting
+from .desk import Desk, LoadRun, guarded
+from .notes import Notes
+from .queries import Queries
+
+
+def memory_handlers(
+    load: LoadRun, artifact_store: Callable[[], Any], summarizer: Any, handlers: Mapping[str, Handler]
+) -> dict[str, Handler]:
+    """The handler of every memory effect. They read and write artifacts, so each is promised before it is performed.
+
+    `handlers` is the table they become part of: compaction looks for LLM_CALL in it.
+    """
+    desk = Desk(load, artifact_store)
+    notes, queries = Notes(desk), Queries(desk)
+    compacting = Compacting(desk, summarizer, handlers)
+    return {
+        EffectType.MEMORY_NOTE: Handler(guarded("memory_note", notes.note)),
+        EffectType.MEMORY_TAG: Handler(guarded("memory_tag", notes.tag)),
+        EffectType.MEMORY_QUERY: Handler(guarded("memory_query", queries.query)),
+        EffectType.MEMORY_REHYDRATE: Handler(guarded("memory_rehydrate", queries.rehydrate)),
+        EffectType.MEMORY_COMPACT: Handler(guarded("memory_compact", compacting.compact)),
+    }
