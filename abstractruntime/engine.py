@@ -35,7 +35,7 @@ from .core.secrets import admit
 from .core.spec import WorkflowSpec, follow
 from .core.typed import typed_view, untyped
 from .delivering import Deliveries, FollowUp
-from .nests import Family, Nest
+from .nests import Family, Gathering, Nest
 from .node_errors import NodeErrors
 from .performer import Performer
 from .plans import checked_plan
@@ -76,6 +76,13 @@ class Engine:
         #: the runs that runs start
         self.children = children
         self.cascade = Cascade(change=self.change, children=children, leases=leases)
+        self._gathering = Gathering(
+            children=children,
+            spare=self.cascade.spare,
+            drive=self._visit_child,
+            busy=self._is_ticked,
+            stamp=performer.stamp,
+        )
         #: attributes that nodes find on the run they are given
         self.attach = attach
         self._turns: dict[str, _Turn] = {}
@@ -117,8 +124,11 @@ class Engine:
                 raise tick.nest.error
             return run
 
+    def _is_ticked(self, run_id: str) -> bool:
+        return run_id in self._turns
+
     async def _visit_child(self, workflow: WorkflowSpec[Any], run_id: str, family: Family) -> RunState:
-        if run_id in self._turns:  # who waits for another's tick may wait for its own
+        if self._is_ticked(run_id):  # who waits for another's tick may wait for its own
             return (await self._journal.load(run_id)).run
         return await self._visit(workflow, run_id, _NO_LIMIT, family)
 
@@ -200,10 +210,10 @@ class Engine:
                             await self.cascade.cancel(run.run_id, None, run.run_id)
                         raise _Moved(steps_left)
                     case kernel.Collect():
-                        moved = await self._collect(run, tick)
-                        if moved is None:
-                            return await self._rest(run, tick)
-                        run = moved
+                        nest = tick.nest = self._gathering.nest(run, tick.nest, tick.family)
+                        run, rests = await self._gathering.collect(run, nest)
+                        if rests:
+                            return run
                     case kernel.Later(due=due):
                         pause = (parse_instant(due) - self._clock.now()).total_seconds()
                         if pause > self._max_inline_backoff:
@@ -215,61 +225,6 @@ class Engine:
             return run
         except RevisionConflict as conflict:
             raise _Moved(steps_left) from conflict
-
-    async def _collect(self, run: RunState, tick: _Tick) -> RunState | None:
-        """Drive the runs that this one has started until something is decided: the run then. None when nothing is."""
-        nest = self._nest(run, tick)
-        while True:
-            await self._look(run, nest)
-            known = nest.changes
-            moved, spare = await self.children.collect(run, nest.order, nest.seen, self._performer.stamp())
-            await self.cascade.spare(spare, run.run_id)
-            if moved is not None:
-                return moved
-            if nest.changes != known:  # one has come to rest meanwhile
-                continue
-            if nest.driving:
-                await nest.change()
-            elif nest.changes < 2 or not await self._woken(nest):
-                return None
-
-    async def _look(self, run: RunState, nest: Nest) -> None:
-        """Begin to drive the children that may move, and see how the others stand."""
-        assert run.intent is not None
-        for child in run.intent.children:
-            run_id, known = child.run_id, child.run_id in nest.seen or child.run_id in nest.driving
-            if child.ended or not child.begun or known:
-                continue
-            if nest.order.drives and run_id not in nest.disturbed and run_id not in self._turns:
-                try:
-                    workflow = self.children.workflow(child.workflow_id)
-                except ValueError as error:  # nobody can drive it here; it stays where it is
-                    log.warning("Run %s: its child %s is left alone: %s", run.run_id, run_id, error)
-                else:
-                    nest.drive(run_id, self._visit_child(workflow, run_id, nest.family))
-                    continue
-            nest.seen[run_id] = await self.children.state(run_id)
-
-    async def _woken(self, nest: Nest) -> bool:
-        """Whether a child that came to rest has been woken since, by what another one said."""
-        before = len(nest.seen)
-        for run_id, state in tuple(nest.seen.items()):
-            if state is not None and state.status is RunStatus.WAITING and run_id not in nest.disturbed:
-                now = await self.children.state(run_id)
-                if now is None or now.revision != state.revision:
-                    del nest.seen[run_id]
-        return len(nest.seen) < before
-
-    async def _rest(self, run: RunState, tick: _Tick) -> RunState:
-        """Nothing moves the children now, so the run waits for them."""
-        nest = self._nest(run, tick)
-        return await self.children.rest(run, nest.order, nest.seen, self._performer.stamp())
-
-    def _nest(self, run: RunState, tick: _Tick) -> Nest:
-        assert run.intent is not None
-        if tick.nest is None or tick.nest.step_id != run.intent.step_id:
-            tick.nest = Nest(tick.family, run.intent.step_id, kernel.order_of(run.intent.effect.payload))
-        return tick.nest
 
     async def _step(self, workflow: WorkflowSpec[Any], run: RunState, stamp: kernel.Stamp) -> RunState:
         node_id = run.current_node

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
+from .children import Children
+from .core import kernel
 from .core.errors import StoreError
-from .core.kernel import Order
-from .core.models import RunState
+from .core.models import RunState, RunStatus
 from .core.shielding import finish
+from .core.spec import WorkflowSpec
 
 log = logging.getLogger("abstractruntime")
 
@@ -44,7 +46,7 @@ class Family:
 class Nest:
     """The children of one effect, as one tick sees them: those it drives, and how the others stand."""
 
-    def __init__(self, family: Family, step_id: str, order: Order) -> None:
+    def __init__(self, family: Family, step_id: str, order: kernel.Order) -> None:
         self.family = family
         self.step_id, self.order = step_id, order
         self.driving: set[str] = set()
@@ -90,3 +92,72 @@ class Nest:
             self._grave = self._grave or error
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
+
+
+class Gathering:
+    """Drives and collects the children of the runs of one engine.
+
+    `drive` ticks a child to its rest, `busy` says whether another tick of this process is at it, and `spare` cancels
+    those that their parent does not wait for any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        children: Children,
+        spare: Callable[[Iterable[str], str], Awaitable[None]],
+        drive: Callable[[WorkflowSpec[Any], str, Family], Coroutine[Any, Any, RunState]],
+        busy: Callable[[str], bool],
+        stamp: Callable[[], kernel.Stamp],
+    ) -> None:
+        self._children, self._spare, self._drive, self._busy, self._stamp = children, spare, drive, busy, stamp
+
+    def nest(self, run: RunState, before: Nest | None, family: Family) -> Nest:
+        """The nest of the run's effect: the one before, if it is that."""
+        assert run.intent is not None
+        if before is not None and before.step_id == run.intent.step_id:
+            return before
+        return Nest(family, run.intent.step_id, kernel.order_of(run.intent.effect.payload))
+
+    async def collect(self, run: RunState, nest: Nest) -> tuple[RunState, bool]:
+        """Drive the children until something is decided: the run then. True where nothing is, and so it waits."""
+        while True:
+            await self._look(run, nest)
+            known = nest.changes
+            moved, spare = await self._children.collect(run, nest.order, nest.seen, self._stamp())
+            await self._spare(spare, run.run_id)
+            if moved is not None:
+                return moved, False
+            if nest.changes != known:  # one has come to rest meanwhile
+                continue
+            if nest.driving:
+                await nest.change()
+            elif nest.changes < 2 or not await self._woken(nest):
+                return await self._children.rest(run, nest.order, nest.seen, self._stamp()), True
+
+    async def _look(self, run: RunState, nest: Nest) -> None:
+        """Begin to drive the children that may move, and see how the others stand."""
+        assert run.intent is not None
+        for child in run.intent.children:
+            run_id, known = child.run_id, child.run_id in nest.seen or child.run_id in nest.driving
+            if child.ended or not child.begun or known:
+                continue
+            if nest.order.drives and run_id not in nest.disturbed and not self._busy(run_id):
+                try:
+                    workflow = self._children.workflow(child.workflow_id)
+                except ValueError as error:  # nobody can drive it here; it stays where it is
+                    log.warning("Run %s: its child %s is left alone: %s", run.run_id, run_id, error)
+                else:
+                    nest.drive(run_id, self._drive(workflow, run_id, nest.family))
+                    continue
+            nest.seen[run_id] = await self._children.state(run_id)
+
+    async def _woken(self, nest: Nest) -> bool:
+        """Whether a child that came to rest has been woken since, by what another one said."""
+        before = len(nest.seen)
+        for run_id, state in tuple(nest.seen.items()):
+            if state is not None and state.status is RunStatus.WAITING and run_id not in nest.disturbed:
+                now = await self._children.state(run_id)
+                if now is None or now.revision != state.revision:
+                    del nest.seen[run_id]
+        return len(nest.seen) < before
