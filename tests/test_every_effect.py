@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,7 @@ from .faults import FaultyBackend, ProcessDied
 from .scale import scaled
 from .worlds import World, flow
 
+ROOT = Path(__file__).parent.parent
 MODES = FaultyBackend.MODES
 KINDS = ["memory", "sqlite", "json"]
 
@@ -162,3 +168,30 @@ async def test_every_write_may_fail_and_the_end_is_the_same(kind: str, mode: str
             break
         at += STRIDE
     assert at > 40
+
+
+def lived(kind: str, folder: Path) -> str:
+    command = [sys.executable, "-m", "tests.every_effect_worker", kind, str(folder), "check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "json"])
+def test_killed_at_random_moments_the_life_ends_the_same(kind: str, tmp_path: Path, seed: int) -> None:
+    rng, killed = random.Random(seed), 0
+    (tmp_path / "reference").mkdir()
+    expected = lived("sqlite", tmp_path / "reference")
+    for number in range(scaled(5, 200)):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        for _ in range(rng.randint(1, 2)):
+            command = [sys.executable, "-m", "tests.every_effect_worker", kind, str(folder)]
+            with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+                assert process.stdout is not None
+                process.stdout.readline()
+                time.sleep(rng.uniform(0.0, 0.3))
+                process.kill()
+            killed += process.returncode == -signal.SIGKILL
+        assert lived(kind, folder) == expected
+    print(f"killed {killed} times before its end")
