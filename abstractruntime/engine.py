@@ -198,9 +198,8 @@ class Engine:
                 unread = None if requests else await self._deliveries.unread(run)
                 match kernel.next_move(run, now=stamp.at, requests=requests, held=held, unread=unread):
                     case kernel.Ask():
-                        stopped = kernel.at_limit(run, self._enforce_limits, stamp)
-                        if stopped is not None:
-                            run = await self._journal.commit(stopped)
+                        if self._enforce_limits and (stop := kernel.at_limit(run, self._enforce_limits, stamp)):
+                            run = await self._journal.commit(stop)
                             continue
                         steps_left -= 1
                         run = await self._step(workflow, run, stamp)

@@ -157,17 +157,19 @@ def limit_warnings(limits: Any) -> list[LimitWarning]:
 
 def is_far_from_limits(limits: Any) -> bool:
     """Whether `limit_warnings` has nothing to say, for sure. Every step asks, so it is quick, and says no in doubt."""
-    if type(limits) is not dict:
+    try:
+        # a percentage is rounded before it is compared, so what is one below the threshold may be there
+        used, most, threshold = limits["current_iteration"], limits["max_iterations"], limits["warn_iterations_pct"]
+        far = type(used) is type(most) is type(threshold) is int and used * 100 < most * (threshold - 1) and used < most
+        used = limits["estimated_tokens_used"]
+        if not far or used == 0:
+            return far
+        most, threshold = limits["max_tokens"], limits["warn_tokens_pct"]
+        return (
+            type(used) is type(most) is type(threshold) is int and used * 100 < most * (threshold - 1) and used < most
+        )
+    except (KeyError, TypeError):  # what is missing has a default, and what is no dict counts as empty
         return False
-    get = limits.get
-    used, most, threshold = get("current_iteration"), get("max_iterations"), get("warn_iterations_pct")
-    if not (type(used) is type(most) is type(threshold) is int and used < most and used * 100 < most * (threshold - 1)):
-        return False
-    used = get("estimated_tokens_used")
-    if type(used) is not int or used <= 0:
-        return used == 0
-    most, threshold = get("max_tokens"), get("warn_tokens_pct")
-    return type(most) is type(threshold) is int and used < most and used * 100 < most * (threshold - 1)
 
 
 def limits_reached(vars: Mapping[str, Any]) -> list[LimitWarning]:

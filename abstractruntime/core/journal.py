@@ -22,6 +22,7 @@ from .layers import PLAIN, Layers, LedgerCallback, Observers
 from .models import Commit, Message, RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
 from .secrets import admit
 from .streams import DEFAULT_KEPT
+from .tokens import MOST_TOKENS
 
 log = logging.getLogger("abstractruntime.journal")
 
@@ -122,6 +123,8 @@ def prepare_save(
     `UnsafeValue` for what JSON cannot carry.
     """
     check_id(run.run_id, "run_id")
+    if type(run.tokens) is not int or not 0 <= run.tokens <= MOST_TOKENS:
+        raise UnsafeValue("tokens", f"expected a whole number from 0 to {MOST_TOKENS}, found {run.tokens!r:.80}")
     clean = replace(
         run,
         vars=admit(run.vars, "vars"),

@@ -43,7 +43,7 @@ class _Row:
     def __init__(self, number: int, data: bytes, run: RunState) -> None:
         self.number, self.data, self.revision, self.commit_id = number, data, run.revision, run.commit_id
         self.ended, self.parent = run.status in TERMINAL, run.parent_run_id
-        self.root, self.tokens = run.root, run.tokens
+        self.root, self.tokens = run.root_run_id, run.tokens
         self.requests: tuple[Request, ...] = ()
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec.structs import replace
-
 from ..config import MAXIMUM_OF, EnforceLimits, LimitWarning, apply_limit_updates, limits_reached
 from ..errors import InvalidAnswer
 from ..models import Commit, RunState, RunStatus, StepStatus, WaitReason, WaitState, wait_record
@@ -66,7 +64,7 @@ def decide_limit(
     maximum = payload["maximum"] if isinstance(payload, dict) and "maximum" in payload else wait.details["raised"]
     raised = _with_maximum(run, name, maximum)
     result = {"resumed": True, "decision": _GO_ON, "maximum": maximum}
-    return conclude(raised, wait, payload, stamp, result, actor_id=actor_id, lookup_key=lookup_key)
+    return conclude(run, wait, payload, stamp, result, vars=raised, actor_id=actor_id, lookup_key=lookup_key)
 
 
 def freed(run: RunState, limits: dict[str, Any], stamp: Stamp) -> Commit | None:
@@ -77,8 +75,7 @@ def freed(run: RunState, limits: dict[str, Any], stamp: Stamp) -> Commit | None:
     given = {**run.vars, "_limits": limits}
     if any(warning.limit_type == wait.details[LIMIT] for warning in limits_reached(given)):
         return None
-    result = {"resumed": True, "by": "update_limits"}
-    return conclude(replace(run, vars=given), wait, None, stamp, result)
+    return conclude(run, wait, None, stamp, {"resumed": True, "by": "update_limits"}, vars=given)
 
 
 def _fail(run: RunState, reached: LimitWarning, stamp: Stamp) -> Commit:
@@ -115,12 +112,12 @@ def _ask(run: RunState, reached: LimitWarning, stamp: Stamp) -> Commit:
     return commit(run, new, waits)
 
 
-def _with_maximum(run: RunState, name: str, maximum: Any) -> RunState:
-    """The run under another maximum of this limit. Raises `InvalidAnswer`."""
+def _with_maximum(run: RunState, name: str, maximum: Any) -> dict[str, Any]:
+    """The run's vars with another maximum of this limit. Raises `InvalidAnswer`."""
     if type(maximum) is int:
         limits = apply_limit_updates(run.vars.get("_limits"), {MAXIMUM_OF[name]: maximum})
-        raised = replace(run, vars={**run.vars, "_limits": limits})
-        if all(warning.limit_type != name for warning in limits_reached(raised.vars)):
+        raised = {**run.vars, "_limits": limits}
+        if all(warning.limit_type != name for warning in limits_reached(raised)):
             return raised
     raise InvalidAnswer(
         f"Run {run.run_id!r} cannot go on with a maximum of {maximum!r:.80}: its limit of {name} is reached there too. "

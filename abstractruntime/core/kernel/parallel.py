@@ -167,7 +167,8 @@ def _go_on(run: RunState, new: RunState, intent: Intent, stamp: Stamp) -> tuple[
         result = {"ok": False, "error": part.ended.error} if failed else part.ended.result
         if part.effect.result_key and result is not None:
             put_path(new.vars, part.effect.result_key, result)
-        note_window(new.vars, part.effect, part.ended.result)
+        if part.effect.type is EffectType.LLM_CALL:
+            note_window(new.vars, part.ended.result)
         results.append(result)
     if not intent.next_node:
         return finished(new, intent.node_id, {"success": True, "results": results}, stamp)

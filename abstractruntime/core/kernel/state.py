@@ -11,8 +11,6 @@ from ..config import is_far_from_limits, limit_warnings
 from ..models import (
     TERMINAL,
     Commit,
-    Effect,
-    EffectType,
     Intent,
     Message,
     Request,
@@ -117,14 +115,14 @@ def commit(
     """
     if run.warned or not is_far_from_limits(run.vars.get("_limits")):
         records = _with_warnings(run, records)
-    if before.intent is not None and before.intent.parts and run.intent is None:
-        run.tokens = added(run.tokens, *(part.ended.tokens for part in before.intent.parts if part.ended))
     run.records = before.records + len(records)
     if records and records[0].folded:
         run.records += 1
     if run.intent is None:
         if run.status is not RunStatus.RUNNING:
             run.owner = None
+        if before.intent is not None and before.intent.parts:
+            run.tokens = added(run.tokens, *(part.ended.tokens for part in before.intent.parts if part.ended))
     elif run.intent.parts:
         run.intent = replace(run.intent, known=run.records)
     return Commit(
@@ -155,9 +153,9 @@ def _with_warnings(run: RunState, records: tuple[StepRecord, ...]) -> tuple[Step
     return (*records[:last], *told, *records[last:]) if told else records
 
 
-def note_window(vars: dict[str, Any], effect: Effect, result: Any) -> None:
+def note_window(vars: dict[str, Any], result: Any) -> None:
     """Note how much of its window an LLM call used, as documented, in a copy of vars that the caller has made."""
-    used = window_used(result) if effect.type is EffectType.LLM_CALL else None
+    used = window_used(result)
     if used is not None:
         put_path(vars, "_limits.estimated_tokens_used", used)
 

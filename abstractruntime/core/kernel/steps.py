@@ -234,7 +234,8 @@ def _go_on(
         new.vars = changed(new.vars, outcome.changes).copy()
     if effect.result_key and outcome.result is not None:
         put_path(new.vars, effect.result_key, outcome.result)
-    note_window(new.vars, effect, outcome.result)
+    if effect.type is EffectType.LLM_CALL:
+        note_window(new.vars, outcome.result)
     if not intent.next_node:
         return finished(new, intent.node_id, {"success": True, "result": outcome.result}, stamp)
     go_on(run, new, intent.node_id, intent.next_node)
