@@ -204,6 +204,7 @@ class Children:
             vars=seeded(given, self._config),
             run_id=child.run_id,
         )
+        new.root_run_id = run.root
         new.fingerprint, new.workflow_version = workflow.fingerprint, workflow.version
         return new
 

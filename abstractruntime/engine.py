@@ -21,6 +21,7 @@ from .cascade import Action, Cascade
 from .children import Children
 from .core import kernel, portal
 from .core.clock import Clock, parse_instant
+from .core.config import EnforceLimits
 from .core.errors import (
     AbstractRuntimeError,
     InvalidPlan,
@@ -69,6 +70,7 @@ class Engine:
         max_inline_backoff: float,
         node_errors: NodeErrors,
         attach: dict[str, Any],
+        enforce_limits: EnforceLimits = None,
     ) -> None:
         self._journal, self._leases, self._performer, self._clock = journal, leases, performer, clock
         self._deliveries = deliveries
@@ -85,6 +87,7 @@ class Engine:
         )
         #: attributes that nodes find on the run they are given
         self.attach = attach
+        self._enforce_limits = enforce_limits
         self._turns: dict[str, _Turn] = {}
         self._ticks: set[_Tick] = set()
 
@@ -195,6 +198,9 @@ class Engine:
                 unread = None if requests else await self._deliveries.unread(run)
                 match kernel.next_move(run, now=stamp.at, requests=requests, held=held, unread=unread):
                     case kernel.Ask():
+                        if self._enforce_limits and (stop := kernel.at_limit(run, self._enforce_limits, stamp)):
+                            run = await self._journal.commit(stop)
+                            continue
                         steps_left -= 1
                         run = await self._step(workflow, run, stamp)
                     case kernel.Perform(lost=lost):

@@ -8,7 +8,6 @@ from typing import Any
 
 from .core.chain import verify_ledger_chain
 from .core.codec import record_dict
-from .core.config import LimitWarning, limit_status, limit_warnings
 from .core.errors import UnknownRun
 from .core.journal import Journal
 from .core.layers import LedgerCallback
@@ -96,11 +95,3 @@ class ReadsRuns:
         if store is None:
             raise RuntimeError("Evidence is kept in an artifact store; give the runtime artifact_store=.")
         return await load_evidence(store, evidence_id)
-
-    async def get_limit_status(self, run_id: str) -> dict[str, Any]:
-        """Iterations, tokens and history beside their limits. Raises `UnknownRun`."""
-        return limit_status((await self.get_state(run_id)).vars.get("_limits"))
-
-    def check_limits(self, run_state: RunState) -> list[LimitWarning]:
-        """The limits that this state has come near to or exceeded."""
-        return limit_warnings(run_state.vars.get("_limits"))

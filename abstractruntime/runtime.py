@@ -11,7 +11,7 @@ from .children import Children
 from .core import kernel
 from .core.capacity import Capacity
 from .core.clock import SYSTEM_CLOCK, Clock
-from .core.config import RuntimeConfig, apply_limit_updates
+from .core.config import EnforceLimits, RuntimeConfig, checked_mode
 from .core.errors import RevisionConflict, RunIdentityConflict, RunQuarantined, StaleResumeError
 from .core.ids import check_optional, check_run_id
 from .core.journal import Journal
@@ -32,6 +32,7 @@ from .engine import Engine
 from .following import FollowsLedgers
 from .given import HasParts
 from .holding import HoldsRuns
+from .limiting import LimitsRuns
 from .managing import ManagesRuns
 from .node_errors import NodeErrors, OnNodeError
 from .performer import Performer
@@ -47,7 +48,9 @@ MAX_HANDLER_THREADS = 64
 _RUN_STEPS = 1000
 
 
-class AsyncRuntime(HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRuns, DeletesRuns, EmitsEvents):
+class AsyncRuntime(
+    HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRuns, DeletesRuns, EmitsEvents, LimitsRuns
+):
     """Runs workflows durably on an event loop.
 
     Every step of a run is one atomic commit of its state and its ledger; a run that waits costs nothing; any process
@@ -70,6 +73,9 @@ class AsyncRuntime(HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, 
         quarantine_after: a run is set apart as FAILED, with a reason in `state.quarantined`, when a node of it raises
             so often in a row, or when it fails for the so-manyth time although it was retried.
         snapshot_store: where `snapshot_run` saves, sync or async; `restore` and `fork` find snapshots there by id.
+        enforce_limits: what happens before a node of a run is asked that has reached a limit of its iterations, tokens
+            or history: nothing (None), the run fails (`"fail"`), or it waits for a person who says whether to raise the
+            limit or to stop (`"ask"`); it goes on after `resume`, or when `update_limits` has raised the limit.
 
     >>> async with AsyncRuntime(run_store=runs, ledger_store=ledger) as rt:
     ...     state = await rt.run(workflow, vars={"task": "sum up"})
@@ -95,6 +101,7 @@ class AsyncRuntime(HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, 
         on_node_error: OnNodeError = "raise",
         quarantine_after: int | None = None,
         snapshot_store: Any = None,
+        enforce_limits: EnforceLimits = None,
     ) -> None:
         self._snapshot_store = snapshot_store
         self._run_store, self._ledger_store = run_store, ledger_store
@@ -121,7 +128,7 @@ class AsyncRuntime(HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, 
             whole=self._backend.atomic,
         )
         self._node_errors = NodeErrors(on_node_error, quarantine_after)
-        self._assemble(max_inline_backoff)
+        self._assemble(max_inline_backoff, checked_mode(enforce_limits))
 
     def _handlers(self, given: Mapping[str, Callable[..., Any]], summarizer: Any) -> dict[str, Handler]:
         """The table of effect handlers: ours, and over them those of the host."""
@@ -132,7 +139,7 @@ class AsyncRuntime(HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, 
         handlers |= {str(kind): adapt(handler, threads) for kind, handler in given.items()}
         return handlers
 
-    def _assemble(self, max_inline_backoff: float) -> None:
+    def _assemble(self, max_inline_backoff: float, enforce_limits: EnforceLimits) -> None:
         """Build what moves runs, on the parts that are there."""
         children = Children(
             journal=self._journal,
@@ -167,6 +174,7 @@ class AsyncRuntime(HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, 
             max_inline_backoff=max_inline_backoff,
             node_errors=self._node_errors,
             attach=self._attach,
+            enforce_limits=enforce_limits,
         )
 
     async def __aenter__(self) -> AsyncRuntime:
@@ -219,6 +227,9 @@ class AsyncRuntime(HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, 
         run.fingerprint, run.workflow_version = workflow.fingerprint, workflow.version
         if run_id is not None:
             run.identity = identity_of(run, clean)
+        if parent_run_id:
+            parent = await self._load_other(parent_run_id)
+            run.root_run_id = parent_run_id if parent is None else parent.root
         try:
             await self._journal.commit(kernel.create(run, self._performer.stamp()))
         except RevisionConflict:
@@ -283,11 +294,7 @@ class AsyncRuntime(HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, 
         lookup_key = None if resume_id is None else f"resume:{resume_id}"
 
         def act(run: RunState, stamp: kernel.Stamp) -> Commit:
-            wait = kernel.wait_of(run, wait_key)
-            kernel.check_answer(wait, answer)
-            if run.intent is not None and (wait.details or {}).get("kind") == kernel.UNKNOWN_OUTCOME:
-                return kernel.decide_unknown(run, answer, stamp, actor_id=actor_id, lookup_key=lookup_key)
-            return kernel.resume(run, wait_key, answer, stamp, actor_id=actor_id, lookup_key=lookup_key)
+            return kernel.answered(run, wait_key, answer, stamp, actor_id=actor_id, lookup_key=lookup_key)
 
         if lookup_key is None or not await self._answered_before(run_id, lookup_key, wait_key, answer):
             try:
@@ -326,14 +333,6 @@ class AsyncRuntime(HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, 
                 "Mend what makes it fail, then call retry_run(run_id, force=True)."
             )
         return state
-
-    async def update_limits(self, run_id: str, updates: dict[str, Any]) -> None:
-        """Write the documented limits among `updates`; others are ignored. Raises `UnknownRun`, `UnsafeValue`."""
-        clean = admit(updates, "updates")
-        await self._engine.change(
-            run_id,
-            lambda run, stamp: kernel.set_limits(run, apply_limit_updates(run.vars.get("_limits"), clean), stamp),
-        )
 
     # -- inside
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .core.codec import digest
-from .core.config import RuntimeConfig
+from .core.config import RuntimeConfig, check_ceiling
 from .core.models import RunState
 from .core.vars import ensure_limits
 
@@ -14,9 +14,12 @@ _IDENTITY = ("workflow_id", "actor_id", "session_id", "parent_run_id")
 
 
 def seeded(vars: dict[str, Any], config: RuntimeConfig) -> dict[str, Any]:
-    """Vars as a run starts with them: `_limits` per key, `_runtime` with the model facts of the config."""
+    """Vars as a run starts with them: `_limits` per key, `_runtime` with the model facts of the config.
+
+    Raises ValueError for more iterations than the run's own ceiling.
+    """
     new = dict(vars)
-    ensure_limits(new, config.to_limits_dict())
+    check_ceiling(ensure_limits(new, config.to_limits_dict()))
     runtime = new.get("_runtime")
     runtime = dict(runtime) if isinstance(runtime, dict) else {}
     for name, value in (("provider", config.provider), ("model", config.model)):

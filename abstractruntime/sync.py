@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from .core.clock import Clock
-from .core.config import LimitWarning, RuntimeConfig
+from .core.config import EnforceLimits, LimitWarning, RuntimeConfig
 from .core.layers import LedgerCallback
 from .core.models import RunState
 from .core.policy import EffectPolicy
@@ -61,6 +61,7 @@ class Runtime:
         on_node_error: OnNodeError = "raise",
         quarantine_after: int | None = None,
         snapshot_store: Any = None,
+        enforce_limits: EnforceLimits = None,
     ) -> None:
         self.aio = AsyncRuntime(
             run_store=run_store,
@@ -80,6 +81,7 @@ class Runtime:
             on_node_error=on_node_error,
             quarantine_after=quarantine_after,
             snapshot_store=snapshot_store,
+            enforce_limits=enforce_limits,
         )
 
     def __enter__(self) -> Runtime:
@@ -313,6 +315,14 @@ class Runtime:
     def get_limit_status(self, run_id: str) -> dict[str, Any]:
         """Iterations, tokens and history beside their limits. Raises `UnknownRun`."""
         return drive(self.aio.get_limit_status, run_id)
+
+    def get_token_usage(self, run_id: str) -> dict[str, int]:
+        """Tokens in and out of all LLM calls so far: `run` of this run, `tree` of the whole tree that it belongs to.
+
+        The tree is that of the run at its top: of all that it started, and that those started, as far as they are
+        stored. Tokens of calls in parallel count for the run when their step has ended. Raises `UnknownRun`.
+        """
+        return drive(self.aio.get_token_usage, run_id)
 
     def check_limits(self, run_state: RunState) -> list[LimitWarning]:
         """The limits that this state has come near to or exceeded."""

@@ -93,6 +93,13 @@ def write_golden(path: Path) -> None:
         with Runtime(run_store=SqliteRunStore(database), ledger_store=SqliteLedgerStore(database)) as rt:
             rt.run(one("wait_event", {"name": "paid"}), run_id="golden-6", session_id="golden")
             rt.emit_event(name="billed", session_id="golden", event_id="golden-event")
+        tokens = {"usage": {"input_tokens": 20, "output_tokens": 5}}
+        model = {"llm_call": lambda call: EffectOutcome.completed(tokens)}
+        with Runtime(
+            run_store=SqliteRunStore(database), ledger_store=SqliteLedgerStore(database), effect_handlers=model
+        ) as rt:
+            rt.start(workflow=one("llm_call"), run_id="golden-7", parent_run_id="golden-2")
+            rt.tick(workflow=one("llm_call"), run_id="golden-7")
 
 
 each_version = pytest.mark.parametrize("golden", VERSIONS, ids=lambda path: path.stem)
@@ -134,6 +141,10 @@ def test_a_file_of_any_version_opens_and_reads(tmp_path, golden):
             with Runtime(run_store=runs, ledger_store=ledgers) as rt:
                 assert rt.emit_event(name="billed", session_id="golden", event_id="golden-event")["delivered"] == 0
                 assert rt.emit_event(name="paid", session_id="golden")["delivered_to"] == ["golden-6"]
+        if golden.stem not in [f"sqlite_schema_{n}" for n in range(1, 6)]:  # from the sixth on, tokens of trees
+            with Runtime(run_store=runs, ledger_store=ledgers) as rt:
+                assert rt.get_token_usage("golden-7") == {"run": 25, "tree": 25}
+                assert rt.get_token_usage("golden-1") == {"run": 0, "tree": 25}
         database.check(full=True)
         runs.save(found)
 
@@ -152,6 +163,31 @@ def test_an_old_file_gets_the_schema_of_a_new_one(tmp_path, golden):
         with SqliteDatabase(path) as database:
             assert SqliteRunStore(database).load("unknown") is None
     assert schema_of(old) == schema_of(new)
+
+
+def test_runs_of_an_old_file_get_the_run_at_the_top_of_their_tree(tmp_path):
+    path = Path(shutil.copy(GOLDEN / "sqlite_schema_5.sqlite3", tmp_path))
+    parents = {"a": None, "b": "a", "c": "b", "d": "gone", "e": "", "x": "y", "y": "x", "self": "self"}
+    connection = sqlite3.connect(path)
+    connection.executemany("INSERT INTO runs (run_id, parent_run_id) VALUES (?, ?)", parents.items())
+    connection.commit()
+    connection.close()
+    with SqliteDatabase(path) as database:
+        runs, ledgers = SqliteRunStore(database), SqliteLedgerStore(database)
+        child = runs.load("golden-2")
+        assert child is not None
+        assert child.root_run_id == "golden-1"
+        database.check(full=True)
+        runs.save(child)
+        database.check(full=True)
+        with Runtime(run_store=runs, ledger_store=ledgers) as rt:
+            below = rt.start(workflow=one("answer_user"), parent_run_id="golden-2")
+            assert rt.get_state(below).root_run_id == "golden-1"
+    connection = sqlite3.connect(path)
+    found = dict(connection.execute("SELECT run_id, root FROM runs WHERE length(run_id) < 5"))
+    connection.close()
+    assert {found["x"], found["y"], found["self"]} <= {"x", "y", "self"}
+    assert {name: found[name] for name in "abcde"} == {"a": None, "b": "a", "c": "a", "d": "gone", "e": None}
 
 
 def test_waits_for_events_of_an_old_file_listen_from_then_on(tmp_path):

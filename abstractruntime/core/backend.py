@@ -103,5 +103,8 @@ class Backend(Protocol):
     async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         """Runs that a message waits for, on this stream or any, sent at `since` or later; of the oldest first."""
 
+    async def tree_tokens(self, root_run_id: str) -> int:
+        """The sum of `RunState.tokens` of this run and of those whose `root_run_id` it is."""
+
     async def claims(self, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
         """Per stored run: the token of its intent, and whether a cancel request stands. The unknown is left out."""

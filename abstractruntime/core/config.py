@@ -1,14 +1,16 @@
 """The limits of a run: their defaults from a `RuntimeConfig`, and what they say about a run.
 
-The engine tells, it never enforces: nodes ask and decide. A stored `_limits` may have been written by anybody, so
-what is no number in it counts as missing.
+Unless a runtime is told to enforce them, the engine only tells: nodes ask and decide. They count too:
+`current_iteration` is theirs, `estimated_tokens_used` is the input of the last LLM call, and history is what
+`context.messages` holds beside system messages. A stored `_limits` may have been written by anybody, so what is no
+number in it counts as missing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,13 +21,25 @@ from .vars import DEFAULT_MAX_ITERATIONS, DEFAULT_MAX_TOKENS, default_limits
 __all__ = [
     "DEFAULT_MAX_ITERATIONS",
     "DEFAULT_MAX_TOKENS",
+    "MAXIMUM_OF",
     "UPDATABLE",
+    "EnforceLimits",
     "LimitWarning",
     "RuntimeConfig",
     "apply_limit_updates",
+    "check_ceiling",
+    "checked_mode",
+    "is_far_from_limits",
     "limit_status",
     "limit_warnings",
+    "limits_reached",
 ]
+
+#: what a runtime does when a limit is reached: nothing, end the run as FAILED, or ask a person
+EnforceLimits = Literal["fail", "ask"] | None
+
+#: the key of `_limits` that holds the maximum of each limit
+MAXIMUM_OF = {"iterations": "max_iterations", "tokens": "max_tokens", "history": "max_history_messages"}
 
 #: the keys of `_limits` that `update_limits` writes
 UPDATABLE = frozenset(default_limits())
@@ -141,6 +155,61 @@ def limit_warnings(limits: Any) -> list[LimitWarning]:
     return warnings
 
 
+def is_far_from_limits(limits: Any) -> bool:
+    """Whether `limit_warnings` has nothing to say, for sure. Every step asks, so it is quick, and says no in doubt."""
+    try:
+        # a percentage is rounded before it is compared, so what is one below the threshold may be there
+        used, most, threshold = limits["current_iteration"], limits["max_iterations"], limits["warn_iterations_pct"]
+        far = type(used) is type(most) is type(threshold) is int and used * 100 < most * (threshold - 1) and used < most
+        used = limits["estimated_tokens_used"]
+        if not far or used == 0:
+            return far
+        most, threshold = limits["max_tokens"], limits["warn_tokens_pct"]
+        return (
+            type(used) is type(most) is type(threshold) is int and used * 100 < most * (threshold - 1) and used < most
+        )
+    except (KeyError, TypeError):  # what is missing has a default, and what is no dict counts as empty
+        return False
+
+
+def limits_reached(vars: Mapping[str, Any]) -> list[LimitWarning]:
+    """The limits that stop a run whose runtime enforces them.
+
+    Iterations and tokens that `limit_warnings` calls exceeded, and a history with more messages than
+    `max_history_messages`; a negative maximum is none, and system messages do not count.
+    """
+    limits = vars.get("_limits")
+    reached = (
+        []
+        if is_far_from_limits(limits)
+        else [warning for warning in limit_warnings(limits) if warning.status == "exceeded"]
+    )
+    most = _first(limits.get("max_history_messages")) if isinstance(limits, dict) else None
+    if most is not None and most >= 0:
+        count = _messages(vars.get("context"))
+        if count > most:
+            reached.append(LimitWarning("history", "exceeded", count, most))
+    return reached
+
+
+def checked_mode(enforce_limits: Any) -> EnforceLimits:
+    """The mode as given. Raises ValueError."""
+    if enforce_limits is None or enforce_limits in ("fail", "ask"):
+        mode: EnforceLimits = enforce_limits
+        return mode
+    raise ValueError(f'enforce_limits must be None, "fail" or "ask", found {enforce_limits!r:.80}')
+
+
+def check_ceiling(limits: Mapping[str, Any]) -> None:
+    """Hold `max_iterations` to `max_iterations_ceiling`, where `_limits` has one. Raises ValueError."""
+    most, ceiling = _first(limits.get("max_iterations")), _first(limits.get("max_iterations_ceiling"))
+    if most is not None and ceiling is not None and most > ceiling:
+        raise ValueError(
+            f"_limits.max_iterations is {most}, above the run's max_iterations_ceiling of {ceiling}. "
+            "Start it with fewer iterations, or with a higher ceiling."
+        )
+
+
 def apply_limit_updates(limits: Any, updates: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `limits` with the known keys of `updates` written; others are ignored. Nothing given is changed."""
     kept = limits if isinstance(limits, dict) else {}
@@ -150,6 +219,13 @@ def apply_limit_updates(limits: Any, updates: Mapping[str, Any]) -> dict[str, An
 def _read(limits: Any) -> dict[str, Any]:
     found = limits if isinstance(limits, dict) else {}
     return {key: _first(found.get(key), default) for key, default in default_limits().items()}
+
+
+def _messages(context: Any) -> int:
+    messages = context.get("messages") if isinstance(context, dict) else None
+    if not isinstance(messages, list):
+        return 0
+    return sum(1 for message in messages if not (isinstance(message, dict) and message.get("role") == "system"))
 
 
 def _first(*candidates: Any) -> int | None:

@@ -22,6 +22,7 @@ from .layers import PLAIN, Layers, LedgerCallback, Observers
 from .models import Commit, Message, RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
 from .secrets import admit
 from .streams import DEFAULT_KEPT
+from .tokens import MOST_TOKENS
 
 log = logging.getLogger("abstractruntime.journal")
 
@@ -112,13 +113,18 @@ def _landing(commit: Commit, commit_id: str, records: Sequence[StepRecord], keep
     )
 
 
-def prepare_save(stored: Loaded | None, run: RunState, *, overwrite: bool, commit_id: str) -> Write:
+def prepare_save(
+    stored: Loaded | None, run: RunState, *, overwrite: bool, commit_id: str, parent: RunState | None = None
+) -> Write:
     """A host's `save(run)` as a write: insert an unknown run, else replace the stored one at the same revision.
 
-    With `overwrite` the stored revision, intent and counters stay the store's own and the rest is replaced. Raises
-    `RevisionConflict` naming both revisions, and `UnsafeValue` for what JSON cannot carry.
+    With `overwrite` the stored revision, intent and counters stay the store's own and the rest is replaced. `parent` is
+    the run that `parent_run_id` names, if it is stored. Raises `RevisionConflict` naming both revisions, and
+    `UnsafeValue` for what JSON cannot carry.
     """
     check_id(run.run_id, "run_id")
+    if type(run.tokens) is not int or not 0 <= run.tokens <= MOST_TOKENS:
+        raise UnsafeValue("tokens", f"expected a whole number from 0 to {MOST_TOKENS}, found {run.tokens!r:.80}")
     clean = replace(
         run,
         vars=admit(run.vars, "vars"),
@@ -128,6 +134,7 @@ def prepare_save(stored: Loaded | None, run: RunState, *, overwrite: bool, commi
         status=RunStatus(run.status),
         commit_id=commit_id,
         chain_head=None if stored is None else stored.run.chain_head,
+        root_run_id=_root(run, stored, parent),
     )
     if stored is None:
         clean.revision, clean.records = max(1, run.revision), 0
@@ -138,6 +145,8 @@ def prepare_save(stored: Loaded | None, run: RunState, *, overwrite: bool, commi
             raise RevisionConflict(run.run_id, run.revision, found.revision)
         clean.intent, clean.owner, clean.fingerprint = found.intent, found.owner, found.fingerprint
         clean.workflow_version, clean.identity, clean.read = found.workflow_version, found.identity, found.read
+        clean.warned = found.warned
+    clean.tokens = found.tokens
     clean.revision, clean.records = found.revision + 1, found.records
     return Write(
         run=clean,
@@ -146,6 +155,16 @@ def prepare_save(stored: Loaded | None, run: RunState, *, overwrite: bool, commi
         expected_records=found.records,
         answered=len(stored.requests) if overwrite else 0,
     )
+
+
+def _root(run: RunState, stored: Loaded | None, parent: RunState | None) -> str | None:
+    """The run at the top of the tree; of a parent that is not stored nobody knows whether it has one itself."""
+    if not run.parent_run_id:
+        return None
+    if parent is not None:
+        return parent.root
+    known = run if stored is None else stored.run
+    return (known.root_run_id if known.parent_run_id == run.parent_run_id else None) or run.parent_run_id
 
 
 def _readable(run: RunState) -> bytes:

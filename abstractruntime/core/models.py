@@ -172,6 +172,8 @@ class Ended(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     error: str | None = None
     result: Any = None
     changes: tuple[Change, ...] = ()
+    #: what its model used
+    tokens: int = 0
 
 
 class Child(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -259,6 +261,17 @@ class RunState(Struct, dict=True, omit_defaults=True):
     chain_head: str | None = None
     #: what it has read, per stream: under "" all up to this position, above it the last position of each name
     read: dict[str, dict[str, int]] = {}
+    #: tokens in and out of all its LLM calls so far; those of a fan-out are counted when its step ends
+    tokens: int = 0
+    #: the run at the top of the tree it belongs to; None for that one
+    root_run_id: str | None = None
+    #: the limits that are near (`warning`) or reached (`exceeded`), as its ledger says
+    warned: dict[str, str] = {}
+
+    @property
+    def root(self) -> str:
+        """The id of the run at the top of its tree."""
+        return self.root_run_id or self.run_id
 
     @property
     def paused(self) -> bool:

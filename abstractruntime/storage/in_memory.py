@@ -38,11 +38,12 @@ Stored = list[StepRecord]
 class _Row:
     """One stored run: its number, its bytes, the revision they hold and what was asked of it."""
 
-    __slots__ = ("commit_id", "data", "ended", "number", "parent", "requests", "revision")
+    __slots__ = ("commit_id", "data", "ended", "number", "parent", "requests", "revision", "root", "tokens")
 
     def __init__(self, number: int, data: bytes, run: RunState) -> None:
         self.number, self.data, self.revision, self.commit_id = number, data, run.revision, run.commit_id
         self.ended, self.parent = run.status in TERMINAL, run.parent_run_id
+        self.root, self.tokens = run.root_run_id, run.tokens
         self.requests: tuple[Request, ...] = ()
 
 
@@ -67,7 +68,13 @@ class InMemoryRunStore(Finder, RunStore):
         what JSON cannot carry.
         """
         with self._lock:
-            write = prepare_save(self._loaded(run.run_id), run, overwrite=overwrite, commit_id=new_id())
+            write = prepare_save(
+                self._loaded(run.run_id),
+                run,
+                overwrite=overwrite,
+                commit_id=new_id(),
+                parent=self.load(run.parent_run_id) if run.parent_run_id else None,
+            )
             self._put(write)
         run.revision, run.commit_id = write.run.revision, write.run.commit_id
 

@@ -78,6 +78,11 @@ class MemoryBackend:
         for key in dict.fromkeys([message.stream for message in messages if streams.add(message)]):
             streams.drop(key, keep)
 
+    async def tree_tokens(self, root_run_id: str) -> int:
+        with self._runs._lock:
+            rows = self._runs._rows.items()
+            return sum(row.tokens for run_id, row in rows if root_run_id in (run_id, row.root))
+
     async def landed(self, run_id: str, commit_id: str) -> bool:
         row = self._runs._rows.get(run_id)
         return bool(row and row.commit_id == commit_id) or any(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from ..core.models import EffectType, StepRecord, StepStatus
+from ..core.tokens import tokens_of
 
 
 def metrics_of(records: Iterable[StepRecord]) -> dict[str, int]:
@@ -18,24 +18,9 @@ def metrics_of(records: Iterable[StepRecord]) -> dict[str, int]:
         effect = record.effect or {}
         if effect.get("type") == EffectType.LLM_CALL:
             found["llm_calls"] += 1
-            found["tokens_total"] += _tokens(record.result)
+            found["tokens_total"] += tokens_of(record.result)
         elif effect.get("type") == EffectType.TOOL_CALLS:
             payload = effect.get("payload")
             calls = payload.get("tool_calls") if isinstance(payload, dict) else None
             found["tool_calls"] += len(calls) if isinstance(calls, list) else 0
     return found
-
-
-def _tokens(result: Any) -> int:
-    usage = result.get("usage") if isinstance(result, dict) else None
-    if not isinstance(usage, dict):
-        return 0
-    if "total_tokens" in usage:
-        return _number(usage["total_tokens"])
-    sent = usage.get("input_tokens", usage.get("prompt_tokens"))
-    received = usage.get("output_tokens", usage.get("completion_tokens"))
-    return _number(sent) + _number(received)
-
-
-def _number(value: Any) -> int:
-    return value if type(value) is int and value > 0 else 0

@@ -130,6 +130,20 @@ class UserPair:
         """Other processes are not seen from here."""
         return False
 
+    async def tree_tokens(self, root_run_id: str) -> int:
+        """As far as the run store can list children: else of this run alone."""
+        list_children = getattr(self._runs, "list_children", None)
+        total, left, seen = 0, [root_run_id], {root_run_id}
+        while left:
+            run_id = left.pop()
+            loaded = await self.load(run_id)
+            total += 0 if loaded is None else loaded.run.tokens
+            children = [] if list_children is None else await call(list_children, parent_run_id=run_id)
+            found = {child.run_id for child in children} - seen
+            left += found
+            seen |= found
+        return total
+
     async def claims(self, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
         found: dict[str, tuple[str | None, bool]] = {}
         for run_id in run_ids:

@@ -2,11 +2,12 @@
 
 Nothing here awaits, reads a clock or sees a store. `moves` says what a run needs next, `steps` is the life of a step,
 `parallel` that of one with several effects and `children` that of one that starts other runs, `attempts` what they are
-made of, `waits` how a run comes to wait and goes on, `messages` how one reaches it, `control` what others do to it,
-`restore` the way back to an earlier state; `orders`, `joins` and `outputs` are what a start of other runs asks for and
-gives; `state` holds what all share.
+made of, `waits` how a run comes to wait and goes on, `messages` how one reaches it, `answers` what an answer does,
+`control` what others do to it, `limits` what it does when one is reached, `restore` the way back to an earlier state;
+`orders`, `joins` and `outputs` are what a start of other runs asks for and gives; `state` holds what all share.
 """
 
+from .answers import answered
 from .attempts import has_children, in_flight, is_open, span, waits_for_children
 from .children import (
     Begin,
@@ -36,6 +37,7 @@ from .control import (
     unpause,
 )
 from .elsewhere import elsewhere
+from .limits import at_limit, decide_limit, is_limit_wait
 from .messages import deliver
 from .moves import Answer, Ask, Busy, Collect, Deliver, Later, Move, Perform, Rest, Wake, next_move
 from .orders import INHERITED, Order, order_of
@@ -93,7 +95,9 @@ __all__ = [
     "adopt",
     "all_ended",
     "answer",
+    "answered",
     "ask_unknown",
+    "at_limit",
     "at_seq",
     "begin_children",
     "begin_more",
@@ -105,6 +109,7 @@ __all__ = [
     "collected",
     "complete",
     "create",
+    "decide_limit",
     "decide_unknown",
     "deliver",
     "elsewhere",
@@ -121,6 +126,7 @@ __all__ = [
     "inside",
     "intent_of",
     "intents_of",
+    "is_limit_wait",
     "is_open",
     "known_by",
     "landing",

@@ -19,6 +19,7 @@ from ..models import (
     WaitState,
 )
 from .attempts import OUTCOME_UNKNOWN, close, in_flight, is_open, lose, span
+from .limits import freed
 from .state import (
     Stamp,
     commit,
@@ -138,10 +139,14 @@ def answer(run: RunState, requests: tuple[Request, ...], stamp: Stamp) -> Commit
 
 
 def set_limits(run: RunState, limits: dict[str, Any], stamp: Stamp) -> Commit:
-    """Replace `_limits`; `updated_at` stays, as documented."""
+    """Replace `_limits`; `updated_at` stays, as documented. A run goes on that waited at a limit which it freed."""
+    went_on = freed(run, limits, stamp)
+    if went_on is not None:
+        return went_on
     new = next_state(run, stamp, {**run.vars, "_limits": limits})
+    made = commit(run, new)
     new.updated_at = run.updated_at
-    return commit(run, new)
+    return made
 
 
 def adopt(run: RunState, fingerprint: str, version: str | None, stamp: Stamp) -> Commit:

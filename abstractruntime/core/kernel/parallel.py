@@ -15,6 +15,7 @@ from ..changes import changed
 from ..models import (
     Commit,
     Effect,
+    EffectType,
     Ended,
     Intent,
     Request,
@@ -25,6 +26,7 @@ from ..models import (
     StepStatus,
 )
 from ..outcomes import EffectOutcome
+from ..tokens import tokens_of
 from ..vars import put_path
 from .attempts import begun, close, failed_attempt, next_attempt, span
 from .state import (
@@ -33,6 +35,7 @@ from .state import (
     finished,
     go_on,
     next_state,
+    note_window,
     seq_of,
     set_runtime,
     status_record,
@@ -164,6 +167,8 @@ def _go_on(run: RunState, new: RunState, intent: Intent, stamp: Stamp) -> tuple[
         result = {"ok": False, "error": part.ended.error} if failed else part.ended.result
         if part.effect.result_key and result is not None:
             put_path(new.vars, part.effect.result_key, result)
+        if part.effect.type is EffectType.LLM_CALL:
+            note_window(new.vars, part.ended.result)
         results.append(result)
     if not intent.next_node:
         return finished(new, intent.node_id, {"success": True, "results": results}, stamp)
@@ -174,14 +179,15 @@ def _go_on(run: RunState, new: RunState, intent: Intent, stamp: Stamp) -> tuple[
 def _after(run: RunState, part: Intent, record: StepRecord) -> Intent:
     if record.status is StepStatus.STARTED:
         return replace(part, begun=True, started_at=record.started_at, due=None)
+    tokens = tokens_of(record.result) if part.effect.type is EffectType.LLM_CALL and not record.reused_from else 0
     if record.status is StepStatus.COMPLETED:
-        return replace(part, ended=Ended(result=record.result, changes=record.changes))
+        return replace(part, ended=Ended(result=record.result, changes=record.changes, tokens=tokens))
     if record.status is StepStatus.FAILED:
         result = record.result if isinstance(record.result, dict) else {}
         if "retry_at" in result:
             return failed_attempt(run, part, result["retry_at"])
         if result != {"outcome": "unknown"}:
-            return replace(part, ended=Ended(error=record.error))
+            return replace(part, ended=Ended(error=record.error, tokens=tokens))
     return next_attempt(run, part)  # lost or handed back
 
 

@@ -5,9 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
-from ..models import Commit, Intent, Message, Request, RunState, RunStatus, StepRecord, StepStatus
+from ..config import is_far_from_limits, limit_warnings
+from ..models import (
+    TERMINAL,
+    Commit,
+    Intent,
+    Message,
+    Request,
+    RunState,
+    RunStatus,
+    StepRecord,
+    StepStatus,
+)
+from ..tokens import added, window_used
+from ..vars import put_path
 
 
 class Stamp(Struct, frozen=True, gc=False):
@@ -96,13 +109,20 @@ def commit(
     messages: tuple[Message, ...] = (),
     lookup_key: str | None = None,
 ) -> Commit:
-    """A commit whose state counts its records and keeps an owner only while it runs."""
+    """A commit whose state counts its records and tokens, and keeps an owner only while it runs.
+
+    A record is added for each limit that it brings the run near to, or to.
+    """
+    if run.warned or not is_far_from_limits(run.vars.get("_limits")):
+        records = _with_warnings(run, records)
     run.records = before.records + len(records)
     if records and records[0].folded:
         run.records += 1
     if run.intent is None:
         if run.status is not RunStatus.RUNNING:
             run.owner = None
+        if before.intent is not None and before.intent.parts:
+            run.tokens = added(run.tokens, *(part.ended.tokens for part in before.intent.parts if part.ended))
     elif run.intent.parts:
         run.intent = replace(run.intent, known=run.records)
     return Commit(
@@ -114,6 +134,30 @@ def commit(
         messages=messages,
         lookup_key=lookup_key,
     )
+
+
+def _with_warnings(run: RunState, records: tuple[StepRecord, ...]) -> tuple[StepRecord, ...]:
+    """The records, with one for each limit that the given new state is nearer to than its ledger says so far.
+
+    What is written there is remembered in the state, so that each crossing is told once, by the commit that makes it.
+    """
+    found = {warning.limit_type: warning for warning in limit_warnings(run.vars.get("_limits"))}
+    known, run.warned = run.warned, {name: warning.status for name, warning in found.items()}
+    stamp = Stamp((records[0].ended_at if records else None) or run.updated_at, run.commit_id or "")
+    told = []
+    for name, warning in found.items():
+        if warning.status != known.get(name) and known.get(name) != "exceeded":
+            effect = {"type": "limit_warning", "payload": asdict(warning), "result_key": None}
+            told.append(run_record(run, f"limit_warning:{name}", stamp, effect=effect, result={"warned": True}))
+    last = len(records) - 1 if run.status in TERMINAL else len(records)  # the end of a run stays the last record
+    return (*records[:last], *told, *records[last:]) if told else records
+
+
+def note_window(vars: dict[str, Any], result: Any) -> None:
+    """Note how much of its window an LLM call used, as documented, in a copy of vars that the caller has made."""
+    used = window_used(result)
+    if used is not None:
+        put_path(vars, "_limits.estimated_tokens_used", used)
 
 
 def step_record(

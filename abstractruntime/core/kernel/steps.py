@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -25,6 +24,7 @@ from ..models import (
     wait_record,
 )
 from ..outcomes import EffectOutcome
+from ..tokens import added, tokens_of
 from ..vars import put_path
 from .attempts import OUTCOME_UNKNOWN, Records, begin, close, failed_attempt, lose, next_attempt
 from .state import (
@@ -33,6 +33,7 @@ from .state import (
     finished,
     go_on,
     next_state,
+    note_window,
     run_record,
     seq_of,
     set_previous,
@@ -161,6 +162,8 @@ def late(run: RunState, intent: Intent, outcome: EffectOutcome, stamp: Stamp) ->
     """An outcome that arrived after its intent was withdrawn: journaled, and nothing else changes."""
     new = next_state(run, stamp)
     new.updated_at = run.updated_at
+    if intent.effect.type is EffectType.LLM_CALL:
+        new.tokens = added(run.tokens, tokens_of(outcome.result))
     record = step_record(
         run,
         intent,
@@ -207,6 +210,8 @@ def _land(
 ) -> Commit:
     new = next_state(run, stamp, run.vars.copy())
     new.intent, new.node_errors = None, 0
+    if intent.effect.type is EffectType.LLM_CALL and reused_from is None:
+        new.tokens = added(run.tokens, tokens_of(outcome.result))
     records: tuple[StepRecord, ...]
     if outcome.status == "completed":
         ended = step_record(
@@ -230,7 +235,7 @@ def _go_on(
     if effect.result_key and outcome.result is not None:
         put_path(new.vars, effect.result_key, outcome.result)
     if effect.type is EffectType.LLM_CALL:
-        _count_tokens(new.vars, outcome.result)
+        note_window(new.vars, outcome.result)
     if not intent.next_node:
         return finished(new, intent.node_id, {"success": True, "result": outcome.result}, stamp)
     go_on(run, new, intent.node_id, intent.next_node)
@@ -255,13 +260,3 @@ def _fail(
     new.status, new.waiting = RunStatus.FAILED, None
     new.error = error if not intent.failures else f"Effect failed after {intent.failures + 1} attempts: {error}"
     return failed, status_record(new, stamp)
-
-
-def _count_tokens(vars: dict[str, Any], result: Any) -> None:
-    usage = result.get("usage") if isinstance(result, dict) else None
-    if not isinstance(usage, dict):
-        return
-    for name in ("input_tokens", "prompt_tokens", "total_tokens"):
-        if type(usage.get(name)) is int:
-            put_path(vars, "_limits.estimated_tokens_used", usage[name])
-            return

@@ -92,11 +92,12 @@ def conclude(
     stamp: Stamp,
     result: dict[str, Any],
     *,
+    vars: dict[str, Any] | None = None,
     actor_id: str | None = None,
     lookup_key: str | None = None,
 ) -> Commit:
-    """The wait ends with this payload; `result` is what its record says."""
-    vars, value = run.vars, tool_answer(wait, payload)
+    """The wait ends with this payload; `result` is what its record says, `vars` replace the run's."""
+    vars, value = run.vars if vars is None else vars, tool_answer(wait, payload)
     if wait.result_key and value is not None:
         vars = restore_seq(write_path(vars, wait.result_key, value), seq_of(run.vars))
     new = next_state(run, stamp, vars)

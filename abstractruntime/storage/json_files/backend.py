@@ -107,6 +107,13 @@ class JsonBackend:
         """No other process can hold anything here."""
         return False
 
+    async def tree_tokens(self, root_run_id: str) -> int:
+        def look(folder: Folder) -> int:
+            rows = folder.index().rows.items()
+            return sum(row.tokens for run_id, row in rows if root_run_id in (run_id, row.root))
+
+        return await self.read(look)
+
     async def claims(self, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
         wanted = [*run_ids]
 

@@ -37,7 +37,9 @@ class Row:
         "number",
         "owes",
         "revision",
+        "root",
         "stamp",
+        "tokens",
         "unsure",
     )
 
@@ -45,6 +47,7 @@ class Row:
         self.number, self.stamp = number, stamp
         self.revision, self.commit_id = run.revision, run.commit_id
         self.ended = run.status in TERMINAL
+        self.root, self.tokens = run.root_run_id, run.tokens
         self.narrow = encode_run(_narrow(run))
         self.hearing = hearing_of(run)
         #: as in the file; requests that came in since are in it while `dirty`

@@ -50,8 +50,9 @@ class SqliteBackend:
         stored = await self.read(partial(stored_run, run_id=run_id))
         if stored is None:
             return None
-        revision, records, head, data, requests = stored
+        revision, records, head, data, requests, root = stored
         run = run_of(run_id, records, data, head)
+        run.root_run_id = run.root_run_id or root  # which a migration has found for a run of an older version
         if run.revision != revision:
             raise StoreCorrupt(
                 f"Run {run_id!r} is at revision {revision}, but its data is of revision {run.revision}. "
@@ -119,6 +120,9 @@ class SqliteBackend:
         if orphaned:
             await self.write(lambda connection: connection.execute(_DELETE_LEASE, (owner,)).rowcount)
         return alive
+
+    async def tree_tokens(self, root_run_id: str) -> int:
+        return await self.read(partial(reads.tree_tokens, root_run_id=root_run_id))
 
     async def claims(self, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:
         return await self.read(partial(reads.claims, run_ids=list(run_ids)))

@@ -221,6 +221,7 @@ class Writer:
                 write.count,
                 write.lookup_key or "",
                 run.chain_head or "",
+                run.tokens,
                 bytearray(write.data),
                 bytearray(write.records),
             )
@@ -238,6 +239,7 @@ class Writer:
                 run.owner,
                 write.data,
                 run.chain_head,
+                run.tokens,
             )
             rows.append((*new, run_pk, write.expected, base, write.answered))
             wait = wait_row(run_pk, run)
@@ -260,7 +262,7 @@ class Writer:
             self._found[run.run_id] = run_pk
             runs.append((run_pk, run.run_id, *identity_row(run)))
             state = (run_pk, run.revision, write.count, str(run.status), rest_at(run), run.owner, write.data)
-            states.append((*state, run.chain_head))
+            states.append((*state, run.chain_head, run.tokens))
             wait = wait_row(run_pk, run)
             if wait is not None:
                 waits.append(wait)

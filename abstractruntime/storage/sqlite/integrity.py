@@ -60,7 +60,9 @@ def _unreadable(connection: sqlite3.Connection) -> Iterator[str]:
             yield str(error)
             continue
         wait = connection.execute(_WAIT_OF_RUN, (run_pk,)).fetchone()
-        said = (run.run_id, run.revision, str(run.status), rest_at(run), run.owner, *identity_row(run))
+        if run.root_run_id is None:
+            run.root_run_id = columns[-1]  # which a migration has found for a run of an older version
+        said = (run.run_id, run.revision, str(run.status), rest_at(run), run.owner, run.tokens, *identity_row(run))
         if said != (run_id, *columns) or wait != _told_wait(run_pk, run):
             yield f"the columns of run {run_id!r} say something else than its data"
         last = first(connection, _RECORDS_NEWEST_FIRST, (run_pk,))

@@ -28,9 +28,11 @@ _RUNS_RUNNING = QUERIES["runs_running"]
 _RUNS_OF_SESSION = QUERIES["runs_of_session"]
 _RUNS_DUE = QUERIES["runs_due"]
 _CHILDREN_OF_RUN = QUERIES["children_of_run"]
+_TOKENS_OF_TREE = QUERIES["tokens_of_tree"]
 
-#: revision, number of records, head of their chain and bytes of a run as stored, and the requests that stand at it
-StoredRun = tuple[int, int, str | None, bytes, tuple[Request, ...]]
+#: revision, number of records, head of their chain and bytes of a run as stored, the requests that stand at it, and the
+#: run at the top of its tree
+StoredRun = tuple[int, int, str | None, bytes, tuple[Request, ...], str | None]
 
 
 def stored_run(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
@@ -38,8 +40,8 @@ def stored_run(connection: sqlite3.Connection, run_id: str) -> StoredRun | None:
     row = connection.execute(_LOAD_STATE, (run_id,)).fetchone()
     if row is None:
         return None
-    run_pk, revision, records, head, requested, data = row
-    return revision, records, head, data, requests_of(connection, run_pk) if requested else ()
+    run_pk, revision, records, head, root, requested, data = row
+    return revision, records, head, data, requests_of(connection, run_pk) if requested else (), root
 
 
 def run_of(run_id: str, records: int, data: bytes, head: str | EllipsisType | None = ...) -> RunState:
@@ -55,6 +57,11 @@ def run_of(run_id: str, records: int, data: bytes, head: str | EllipsisType | No
         run.chain_head = head
     run.records = records
     return run
+
+
+def tree_tokens(connection: sqlite3.Connection, root_run_id: str) -> int:
+    """What the LLM calls of a run and of all below it have used."""
+    return int(first(connection, _TOKENS_OF_TREE, (root_run_id,)))
 
 
 def claims(connection: sqlite3.Connection, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:

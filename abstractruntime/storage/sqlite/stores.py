@@ -45,7 +45,13 @@ class AsyncSqliteRunStore(AsyncFinder, RunStore):
         """
         backend = self.db.backend
         while True:
-            write = prepare_save(await backend.load(run.run_id), run, overwrite=overwrite, commit_id=new_id())
+            write = prepare_save(
+                await backend.load(run.run_id),
+                run,
+                overwrite=overwrite,
+                commit_id=new_id(),
+                parent=await self.load(run.parent_run_id) if run.parent_run_id else None,
+            )
             try:
                 await backend.save(write)
                 break

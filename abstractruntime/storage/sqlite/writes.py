@@ -68,7 +68,7 @@ def wait_row(run_pk: int, run: RunState) -> tuple[Any, ...] | None:
 
 def identity_row(run: RunState) -> tuple[Any, ...]:
     """Where a run comes from, as `runs` has it."""
-    return run.workflow_id, run.session_id, run.actor_id, run.parent_run_id, run.created_at
+    return run.workflow_id, run.session_id, run.actor_id, run.parent_run_id, run.created_at, run.root_run_id
 
 
 def next_run_id(connection: sqlite3.Connection) -> int:
@@ -133,7 +133,7 @@ def append(connection: sqlite3.Connection, record: StepRecord, *, chain: bool = 
     run_pk = first(connection, _ID_OF_RUN, (record.run_id,))
     if run_pk is None:
         run_pk = next_run_id(connection)
-        connection.execute(_INSERT_RUNS, (run_pk, record.run_id, None, None, None, None, None))
+        connection.execute(_INSERT_RUNS, (run_pk, record.run_id, *[None] * 6))
     state = connection.execute(_END_OF_LEDGER, (run_pk,)).fetchone()
     last, head = state or (first(connection, _LAST_OF_LEDGER, (run_pk,)), _head_of(connection, run_pk, record.run_id))
     if chain or head is not None:
@@ -188,7 +188,7 @@ def _insert(connection: sqlite3.Connection, run_pk: int | None, write: Write) ->
         connection.execute(_SET_IDENTITY, (*identity_row(run), run_pk))
     head = run.chain_head if write.count else _head_of(connection, run_pk, run.run_id)
     new = (run_pk, run.revision, base + write.count, str(run.status), rest_at(run), run.owner, write.data, head)
-    connection.execute(_INSERT_STATES, new)
+    connection.execute(_INSERT_STATES, (*new, run.tokens))
     _register_wait(connection, run_pk, run)
     return run_pk, base
 
@@ -200,11 +200,11 @@ def _replace(connection: sqlite3.Connection, run_pk: int, write: Write) -> None:
         changed = connection.execute(_LAND_RECORDS, (records, run.chain_head, *guard[:3])).rowcount
     elif write.hot:
         changed = connection.execute(
-            _ADVANCE_STATE, (run.revision, records, write.data, run.chain_head, *guard)
+            _ADVANCE_STATE, (run.revision, records, write.data, run.chain_head, run.tokens, *guard)
         ).rowcount
     else:
         new = (run.revision, records, str(run.status), rest_at(run), run.owner, write.data, run.chain_head)
-        changed = connection.execute(_REPLACE_STATE, new + guard).rowcount
+        changed = connection.execute(_REPLACE_STATE, (*new, run.tokens, *guard)).rowcount
     if changed != 1:
         raise _conflict(connection, run_pk, write)
     if write.hot or write.landing:

@@ -12,25 +12,26 @@ SELECT seq FROM sqlite_sequence WHERE name = 'runs';
 -- name: insert_runs
 -- A run id that exists, be it of a run or of a ledger without one, breaks the uniqueness and sends the batch to the
 -- careful way.
-INSERT INTO runs (id, run_id, workflow_id, session_id, actor_id, parent_run_id, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?);
+INSERT INTO runs (id, run_id, workflow_id, session_id, actor_id, parent_run_id, created_at, root)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: set_identity
 -- A host may save a run with other origins than it had; and a ledger may have been there before its run.
-UPDATE runs SET workflow_id = ?, session_id = ?, actor_id = ?, parent_run_id = ?, created_at = ? WHERE id = ?;
+UPDATE runs SET workflow_id = ?, session_id = ?, actor_id = ?, parent_run_id = ?, created_at = ?, root = ?
+WHERE id = ?;
 
 -- name: insert_states
-INSERT INTO states (id, revision, records, status, rest_at, owner, data, head)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO states (id, revision, records, status, rest_at, owner, data, head, tokens)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: land_steps
 -- The hot write of a step: only columns that no index has. Many rows in one statement, see migrations/0002_steps.sql.
-INSERT INTO steps (run, revision, base, count, lookup_key, head, state, records)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO steps (run, revision, base, count, lookup_key, head, tokens, state, records)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: advance_state
 -- The same for the state of one row, where a conflict is to be told apart.
-UPDATE states SET revision = ?, records = ?, data = ?, head = ?
+UPDATE states SET revision = ?, records = ?, data = ?, head = ?, tokens = ?
 WHERE id = ? AND revision = ? AND records = ? AND requested = ?;
 
 -- name: land_records
@@ -40,7 +41,8 @@ UPDATE states SET records = ?, head = ? WHERE id = ? AND revision = ? AND record
 
 -- name: replace_state
 -- The full write: status, rest and owner may change, and whatever was requested is answered.
-UPDATE states SET revision = ?, records = ?, requested = 0, status = ?, rest_at = ?, owner = ?, data = ?, head = ?
+UPDATE states SET revision = ?, records = ?, requested = 0, status = ?, rest_at = ?, owner = ?, data = ?, head = ?,
+tokens = ?
 WHERE id = ? AND revision = ? AND records = ? AND requested = ?;
 
 -- name: guards_of_state
@@ -93,7 +95,8 @@ DELETE FROM states WHERE id = ?;
 
 -- name: forget_identity
 -- The ledger of a deleted run stays readable under its id.
-UPDATE runs SET workflow_id = NULL, session_id = NULL, actor_id = NULL, parent_run_id = NULL, created_at = NULL
+UPDATE runs SET workflow_id = NULL, session_id = NULL, actor_id = NULL, parent_run_id = NULL, created_at = NULL,
+root = NULL
 WHERE id = ?;
 
 -- name: delete_unused_run
@@ -108,7 +111,7 @@ DELETE FROM ledger WHERE run = ?;
 UPDATE states SET records = 0, head = NULL WHERE id = ?;
 
 -- name: load_state
-SELECT s.id, s.revision, s.records, s.head, s.requested, s.data FROM runs r JOIN states s ON s.id = r.id WHERE r.run_id = ?;
+SELECT s.id, s.revision, s.records, s.head, r.root, s.requested, s.data FROM runs r JOIN states s ON s.id = r.id WHERE r.run_id = ?;
 
 -- name: states_of_runs
 -- Many at once; the ids come as one JSON array, so that the statement is always the same.
@@ -301,8 +304,8 @@ SELECT snapshot_id, about FROM snapshots WHERE run_id = ? ORDER BY created_at DE
 
 -- name: all_states
 -- With every column that says again what the data says: a check compares them.
-SELECT s.id, r.run_id, s.head, s.data, s.revision, s.status, s.rest_at, s.owner,
-r.workflow_id, r.session_id, r.actor_id, r.parent_run_id, r.created_at
+SELECT s.id, r.run_id, s.head, s.data, s.revision, s.status, s.rest_at, s.owner, s.tokens,
+r.workflow_id, r.session_id, r.actor_id, r.parent_run_id, r.created_at, r.root
 FROM states s LEFT JOIN runs r ON r.id = s.id;
 
 -- name: wait_of_run
@@ -333,3 +336,7 @@ SELECT cursor FROM command_cursors WHERE consumer_id = ?;
 -- name: save_cursor
 INSERT INTO command_cursors (consumer_id, cursor, updated_at) VALUES (?, ?, ?)
 ON CONFLICT (consumer_id) DO UPDATE SET cursor = excluded.cursor, updated_at = excluded.updated_at;
+
+-- name: tokens_of_tree
+-- The run at the top has no root itself.
+SELECT coalesce(sum(s.tokens), 0) FROM runs r CROSS JOIN states s ON s.id = r.id WHERE r.root = ?1 OR r.run_id = ?1;
