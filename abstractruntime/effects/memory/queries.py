@@ -52,7 +52,10 @@ class Queries:
             return spans, told(spans, contents, effort.max_messages)
 
         spans, text = await in_thread(work)
-        meta: dict[str, Any] = {} if mode == "rendered" else {"matches": [match_of(span) for span in spans]}
+        meta: dict[str, Any] = {}
+        if mode != "rendered":
+            ids = [span["artifact_id"] for span in spans]
+            meta = {"matches": [match_of(span) for span in spans], "span_ids": ids}
         if level is not None:
             meta["effort"] = {"recall_level": level, "applied": asdict(effort)}
             meta["warnings"] = warnings
