@@ -108,6 +108,8 @@ class Attempts:
             outcome = replace(outcome, changes=(*outcome.changes, *own), elsewhere=others)
         if outcome.requests and not self._whole:
             return EffectOutcome.failed("Requests to other runs need stores that commit together", retryable=False)
+        if outcome.messages and not self._whole:
+            return EffectOutcome.failed("Messages need stores that commit together", retryable=False)
         return outcome
 
     async def pause(self, intent: Intent, outcome: EffectOutcome) -> float | None:

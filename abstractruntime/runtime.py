@@ -25,11 +25,12 @@ from .core.typed import check_vars
 from .deleting import DeletesRuns
 from .delivering import Deliveries
 from .effects.builtin import builtin_handlers
-from .effects.handlers import adapt
+from .effects.handlers import Handler, adapt
 from .effects.memory import memory_handlers
 from .emitting import EmitsEvents
 from .engine import Engine
 from .following import FollowsLedgers
+from .given import HasParts
 from .holding import HoldsRuns
 from .limiting import LimitsRuns
 from .managing import ManagesRuns
@@ -48,7 +49,7 @@ _RUN_STEPS = 1000
 
 
 class AsyncRuntime(
-    ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRuns, DeletesRuns, EmitsEvents, LimitsRuns
+    HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRuns, DeletesRuns, EmitsEvents, LimitsRuns
 ):
     """Runs workflows durably on an event loop.
 
@@ -107,7 +108,7 @@ class AsyncRuntime(
         self._clock = clock or SYSTEM_CLOCK
         self._ctx: RunContext = context if context is not None else DefaultRunContext(self._clock)
         self._workflow_registry, self._config = workflow_registry, config or RuntimeConfig()
-        threads = WorkerThreads(MAX_HANDLER_THREADS)
+        self._attach = {"_runtime_run_store": run_store, "_runtime_artifact_store": artifact_store}
         joined = join(run_store, ledger_store)
         self._backend = joined.resolving or joined.stored
         self._journal = Journal(
@@ -118,24 +119,34 @@ class AsyncRuntime(
             keep=self._config.max_stream_messages,
         )
         self._leases = Leases(self._backend, self._clock, lease_seconds)
-        listening = self._backend.listening if self._backend.atomic else None
-        handlers = builtin_handlers(self._load_other, listening, lambda: self._workflow_registry)
-        handlers |= memory_handlers(self._load_other, lambda: self.artifact_store, chat_summarizer, handlers)
-        handlers |= {str(kind): adapt(handler, threads) for kind, handler in (effect_handlers or {}).items()}
         self._attempts = Attempts(
             clock=self._clock,
-            handlers=handlers,
+            handlers=self._handlers(effect_handlers or {}, chat_summarizer),
             policy=effect_policy or DefaultEffectPolicy(),
             secrets=secrets,
             capacity=Capacity(effect_limits),
             whole=self._backend.atomic,
         )
+        self._node_errors = NodeErrors(on_node_error, quarantine_after)
+        self._assemble(max_inline_backoff, checked_mode(enforce_limits))
+
+    def _handlers(self, given: Mapping[str, Callable[..., Any]], summarizer: Any) -> dict[str, Handler]:
+        """The table of effect handlers: ours, and over them those of the host."""
+        threads = WorkerThreads(MAX_HANDLER_THREADS)
+        listening = self._backend.listening if self._backend.atomic else None
+        handlers = builtin_handlers(self._load_other, listening, lambda: self._workflow_registry)
+        handlers |= memory_handlers(self._load_other, lambda: self.artifact_store, summarizer, handlers)
+        handlers |= {str(kind): adapt(handler, threads) for kind, handler in given.items()}
+        return handlers
+
+    def _assemble(self, max_inline_backoff: float, enforce_limits: EnforceLimits) -> None:
+        """Build what moves runs, on the parts that are there."""
         children = Children(
             journal=self._journal,
             attempts=self._attempts,
             config=self._config,
             registry=lambda: self._workflow_registry,
-            run_store=run_store,
+            run_store=self._run_store,
         )
         self._deliveries = Deliveries(
             journal=self._journal,
@@ -152,8 +163,6 @@ class AsyncRuntime(
             max_inline_backoff=max_inline_backoff,
             sent=self._deliveries.after,
         )
-        self._attach = {"_runtime_run_store": run_store, "_runtime_artifact_store": artifact_store}
-        self._node_errors = NodeErrors(on_node_error, quarantine_after)
         self._engine = Engine(
             journal=self._journal,
             leases=self._leases,
@@ -165,7 +174,7 @@ class AsyncRuntime(
             max_inline_backoff=max_inline_backoff,
             node_errors=self._node_errors,
             attach=self._attach,
-            enforce_limits=checked_mode(enforce_limits),
+            enforce_limits=enforce_limits,
         )
 
     async def __aenter__(self) -> AsyncRuntime:
@@ -181,50 +190,6 @@ class AsyncRuntime(
         self._following.close()
         await self._engine.stop()
         await self._leases.close()
-
-    # -- what it was built from
-
-    @property
-    def run_store(self) -> Any:
-        """The run store as given."""
-        return self._run_store
-
-    @property
-    def ledger_store(self) -> Any:
-        """The ledger store as given."""
-        return self._ledger_store
-
-    @property
-    def workflow_registry(self) -> Any:
-        """The registry as given; anything with `get(workflow_id)`."""
-        return self._workflow_registry
-
-    @property
-    def artifact_store(self) -> Any:
-        """The artifact store as given; nodes find it as `run._runtime_artifact_store`."""
-        return self._engine.attach["_runtime_artifact_store"]
-
-    @property
-    def effect_policy(self) -> EffectPolicy:
-        """The policy in force."""
-        return self._attempts.policy
-
-    @property
-    def config(self) -> RuntimeConfig:
-        """The configuration that new runs are seeded with."""
-        return self._config
-
-    def set_workflow_registry(self, registry: Any) -> None:
-        """Replace the registry."""
-        self._workflow_registry = registry
-
-    def set_artifact_store(self, store: Any) -> None:
-        """Replace the artifact store."""
-        self._engine.attach["_runtime_artifact_store"] = store
-
-    def set_effect_policy(self, policy: EffectPolicy) -> None:
-        """Replace the policy, from the next effect on."""
-        self._attempts.set_policy(policy)
 
     # -- moving runs
 

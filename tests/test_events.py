@@ -11,6 +11,7 @@ import pytest
 from abstractruntime import (
     AsyncRuntime,
     Effect,
+    EffectOutcome,
     EffectType,
     InMemoryLedgerStore,
     InMemoryRunStore,
@@ -472,7 +473,11 @@ async def test_stores_that_do_not_commit_together_keep_no_events_and_say_so(tmp_
         def load(self, run_id: str) -> RunState | None:
             return super().load(run_id)
 
-    async with AsyncRuntime(run_store=Runs(), ledger_store=InMemoryLedgerStore()) as rt:
+    said = sent_at(World("async", "memory", tmp_path), "global:global", "paid")
+    handlers = {"host": lambda call: EffectOutcome.completed(1, messages=(said,))}
+    async with AsyncRuntime(run_store=Runs(), ledger_store=InMemoryLedgerStore(), effect_handlers=handlers) as rt:
+        state = await rt.run(one("host"))
+        assert state.error == "Messages need stores that commit together"
         work = waiting_for("paid")
         state = await rt.run(work, run_id="r", session_id="s")
         with pytest.raises(StoreError, match="in memory"):

@@ -53,7 +53,7 @@ FLOORS = (
     ("effects", "storage"),
     ("attempts", "effects.memory", "evidence", "landings", "node_errors", "others", "plans", "starting"),
     ("parallel", "children"),
-    ("performer", "following", "reading", "nests", "cascade"),
+    ("performer", "following", "given", "reading", "nests", "cascade"),
     ("delivering",),
     ("engine",),
     ("managing", "deleting", "emitting", "history", "holding", "limiting"),

@@ -515,3 +515,20 @@ def test_the_policy_saves_a_run_it_brings_something_back_into():
         "[MEMORY NOTE]\ntea",
     ]
     assert policy.rehydrate_into_context("r", span_ids=1)["skipped"] == 1
+
+
+async def test_two_who_tag_one_span_at_once_lose_nothing(async_world: World):
+    rt = made(async_world)
+    state = await do(rt, "memory_note", {"note": "x", "scope": "session", "tags": {"first": "1"}}, session_id="s")
+    span_id = entry(state)["meta"]["span_id"]
+    payloads = [{"span_id": span_id, "tags": {f"k{n}": f"{n}"}, "scope": "session"} for n in range(8)]
+    await asyncio.gather(*(do(rt, "memory_tag", payload, session_id="s") for payload in payloads))
+    (span,) = spans_of((await rt.get_state(session_memory_owner_run_id("s"))).vars)
+    assert span["tags"] == {"first": "1", **{f"k{n}": f"{n}" for n in range(8)}}
+
+
+def test_any_session_has_an_owner_of_a_valid_id():
+    for session in ("s", "a b", "ä", "x" * 500, "../up"):
+        run_id = session_memory_owner_run_id(session)
+        assert len(run_id) < 200
+        assert run_id.replace("_", "").replace("-", "").isalnum()

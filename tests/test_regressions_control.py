@@ -17,10 +17,11 @@ from abstractruntime import (
     RunStatus,
     WaitReason,
     WaitState,
+    WorkflowRegistry,
 )
 
 from . import worlds
-from .worlds import Gate, World, a_moment, eventually, one, statuses
+from .worlds import Gate, World, a_moment, ask, eventually, flow, one, statuses
 
 world = worlds.world
 async_world = worlds.async_world
@@ -280,3 +281,30 @@ async def test_many_updates_of_one_run_at_once_are_all_there(world: World) -> No
     state = await rt.get_state("r")
     assert [state.vars["_limits"][name] for name in names] == list(range(5))
     assert state.paused
+
+
+async def test_cancel_while_children_run(world: World) -> None:
+    """The cancel reaches the runs below, and nothing of them overwrites it."""
+    gate, acted = Gate(), list[str]()
+
+    async def act(call: EffectCall) -> EffectOutcome:
+        await gate.passed()
+        acted.append(call.run.run_id)
+        return EffectOutcome.completed({})
+
+    registry = WorkflowRegistry()
+    child = one("act", {})
+    registry.register(child)
+    payload = {"children": [{"workflow_id": child.workflow_id}] * 3}
+    parent = flow("start", workflow_id="parent", start=ask("start", "start_subworkflow", payload, "got"))
+    rt = world.runtime({"act": act}, workflow_registry=registry)
+    await rt.start(workflow=parent, run_id="parent")
+    tick = asyncio.create_task(rt.tick(workflow=parent, run_id="parent"))
+    await eventually(lambda: gate.inside == 3)
+    state = await rt.cancel_run("parent", reason="enough")
+    gate.open()
+    await tick
+    assert state.status is RunStatus.CANCELLED
+    below = [await rt.get_state(row["run_id"]) for row in (await rt.find_runs(parent_run_id="parent")).items]
+    assert [run.status for run in below] == [RunStatus.CANCELLED] * 3
+    assert acted == []

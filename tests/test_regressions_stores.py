@@ -29,9 +29,10 @@ from abstractruntime import (
     StepPlan,
     StoreCorrupt,
     UnknownRun,
+    WorkflowRegistry,
 )
 
-from .worlds import flow, one
+from .worlds import ask, flow, one
 
 LARGE = "large " * 300_000
 
@@ -137,3 +138,37 @@ def test_a_run_document_that_cannot_be_read_is_no_unknown_run(tmp_path):
             rt.get_state("r")
         with pytest.raises(UnknownRun):
             rt.get_state("s")
+
+
+def test_fork_does_not_rerun_completed_children(tmp_path):
+    """What a child did is in the parent's vars: a fork from then on starts no other."""
+    calls: Counter[str] = Counter()
+
+    def charge(call: EffectCall) -> EffectOutcome:
+        calls[call.run.run_id] += 1
+        return EffectOutcome.completed({"charged": True})
+
+    child = flow("charge", workflow_id="child", charge=ask("charge", "charge", {}, "charged"))
+    parent = flow(
+        "start",
+        workflow_id="parent",
+        start=ask("start", "start_subworkflow", {"workflow_id": "child"}, "child", "wait"),
+        wait=ask("wait", "ask_user", {"prompt": "Go on?"}, "answer"),
+    )
+    registry = WorkflowRegistry()
+    for workflow in (child, parent):
+        registry.register(workflow)
+    runs, ledger = pairs("sqlite", tmp_path)
+    with Runtime(
+        run_store=runs, ledger_store=ledger, effect_handlers={"charge": charge}, workflow_registry=registry
+    ) as rt:
+        rt.run(parent, run_id="original")
+        bookmark = rt.snapshot_run("original", name="asked")
+        rt.resume(workflow=parent, run_id="original", wait_key=None, payload="yes")
+        for at in (bookmark, bookmark):
+            fork = rt.fork("original", at=at)
+            rt.tick(workflow=parent, run_id=fork)
+            state = rt.resume(workflow=parent, run_id=fork, wait_key=None, payload="no")
+            assert state.output["child"]["output"] == {"charged": {"charged": True}}
+        assert sum(calls.values()) == 1
+        assert len(rt.find_runs(workflow_id="child").items) == 1

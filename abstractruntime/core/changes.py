@@ -32,7 +32,16 @@ def _changed(vars: Vars, change: Change) -> Vars:
         return vars if there else append_path(vars, change.path, change.value)
     if not there:
         return vars
-    return write_path(vars, change.path, [item | change.value if _matches(item, change) else item for item in items])
+    merged = [_merged(item, change.value) if _matches(item, change) else item for item in items]
+    return write_path(vars, change.path, merged)
+
+
+def _merged(item: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    """The item with these entries; a dict goes into the dict that is there, so two who write to it lose nothing."""
+    both = {
+        name for name in item.keys() & value.keys() if isinstance(item[name], dict) and isinstance(value[name], dict)
+    }
+    return item | value | {name: _merged(item[name], value[name]) for name in both}
 
 
 def _matches(item: Any, change: Change) -> bool:

@@ -148,7 +148,7 @@ class Change(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
     `set` writes a dotted path, `append` adds to the list there. For lists of dicts that several may write to, `match`
     names a field and its value: `append_once` adds `value` unless an item matches, `merge` writes the entries of
-    `value` (a dict) into the items that do.
+    `value` (a dict) into the items that do, those of dicts in it into dicts there.
 
     >>> Change(path="notes", op="append_once", match=("id", "n1"), value={"id": "n1", "text": "hello"}).op
     'append_once'

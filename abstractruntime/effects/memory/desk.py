@@ -23,6 +23,9 @@ LoadRun = Callable[[str], Awaitable[RunState | None]]
 _SAFE = re.compile(r"[A-Za-z0-9_-]+")
 _GLOBAL = "ABSTRACTRUNTIME_GLOBAL_MEMORY_RUN_ID"
 
+#: a session's id of more characters is hashed, or the run's id would be too long
+_LONGEST = 150
+
 #: ancestors that are followed to the root of a run
 _DEEPEST = 10_000
 
@@ -101,7 +104,7 @@ class Desk:
 
 def session_memory_owner_run_id(session_id: str) -> str:
     """The id of the run that keeps the memory of a session."""
-    if _SAFE.fullmatch(session_id):
+    if _SAFE.fullmatch(session_id) and len(session_id) <= _LONGEST:
         return f"session_memory_{session_id}"
     return f"session_memory_sha_{hashlib.sha256(session_id.encode()).hexdigest()[:32]}"
 

@@ -69,13 +69,16 @@ class Notes:
         applied: list[dict[str, Any]] = []
         writes: dict[str, Any] = {"changes": (), "elsewhere": ()}
         for owner, span in await self._tagged(call, payload):
-            own = {**clean_tags(span.get("tags")), **tags} if merge else tags
-            value = {"tags": own, "tagged_at": call.now}
+            value = {"tags": tags, "tagged_at": call.now}
             if call.run.actor_id:
                 value["tagged_by"] = call.run.actor_id
-            change = Change(path=SPANS, op="merge", match=("artifact_id", span["artifact_id"]), value=value)
-            for name, some in written(call, owner, change).items():
+            values = [value] if merge else [{"tags": None}, value]
+            changes = [
+                Change(path=SPANS, op="merge", match=("artifact_id", span["artifact_id"]), value=one) for one in values
+            ]
+            for name, some in written(call, owner, *changes).items():
                 writes[name] += some
+            own = {**clean_tags(span.get("tags")), **tags} if merge else tags
             applied.append({"run_id": owner.run_id, "artifact_id": span["artifact_id"], "tags": own})
         told = ", ".join(f"{key}={value}" for key, value in sorted(tags.items()))
         output = f"Tagged span {applied[0]['artifact_id']} with {told}."

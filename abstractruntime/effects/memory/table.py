@@ -16,8 +16,9 @@ from .queries import Queries
 def memory_handlers(
     load: LoadRun, artifact_store: Callable[[], Any], summarizer: Any, handlers: Mapping[str, Handler]
 ) -> dict[str, Handler]:
-    """The handler of every memory effect. They read and write artifacts, so each is promised before it is performed.
+    """The handler of every memory effect.
 
+    They read and write artifacts, so each is promised before it is performed; a tag needs the stores of runs alone.
     `handlers` is the table they become part of: compaction looks for LLM_CALL in it.
     """
     desk = Desk(load, artifact_store)
@@ -25,7 +26,7 @@ def memory_handlers(
     compacting = Compacting(desk, summarizer, handlers)
     return {
         EffectType.MEMORY_NOTE: Handler(guarded("memory_note", notes.note)),
-        EffectType.MEMORY_TAG: Handler(guarded("memory_tag", notes.tag)),
+        EffectType.MEMORY_TAG: Handler(guarded("memory_tag", notes.tag), inside=True),
         EffectType.MEMORY_QUERY: Handler(guarded("memory_query", queries.query)),
         EffectType.MEMORY_REHYDRATE: Handler(guarded("memory_rehydrate", queries.rehydrate)),
         EffectType.MEMORY_COMPACT: Handler(guarded("memory_compact", compacting.compact)),
