@@ -255,12 +255,13 @@ def test_the_end_of_a_run_stays_its_last_record():
     ]
 
 
-def test_limits_that_are_set_below_what_is_used_are_told():
+def test_limits_that_are_set_below_what_is_used_are_told_by_the_next_step():
     run = limited(current_iteration=5)
     commit = do(kernel.set_limits, run, {**run.vars["_limits"], "max_iterations": 4}, STAMP)
-    assert commit.run.updated_at == BEFORE
-    assert [(record.effect or {})["payload"]["status"] for record in commit.records] == ["exceeded"]
-    assert commit.records[0].ended_at == NOW
+    assert (commit.run.updated_at, commit.records, commit.run.warned) == (BEFORE, (), {})
+    run, found = told(commit.run)
+    assert found == [("iterations", "exceeded")]
+    assert told(do(kernel.set_limits, run, {**run.vars["_limits"], "max_iterations": 100}, STAMP).run)[0].warned == {}
 
 
 NUMBER = st.integers(-3, 300) | st.floats() | st.none() | st.booleans() | st.text(max_size=2) | st.just(10**40)

@@ -139,14 +139,16 @@ def answer(run: RunState, requests: tuple[Request, ...], stamp: Stamp) -> Commit
 
 
 def set_limits(run: RunState, limits: dict[str, Any], stamp: Stamp) -> Commit:
-    """Replace `_limits`; `updated_at` stays, as documented. A run goes on that waited at a limit which it freed."""
+    """Replace `_limits`; writes no record and leaves `updated_at`, as documented.
+
+    A run that waited at a limit which is not reached any more goes on, and a record says so.
+    """
     went_on = freed(run, limits, stamp)
     if went_on is not None:
         return went_on
     new = next_state(run, stamp, {**run.vars, "_limits": limits})
-    made = commit(run, new)
     new.updated_at = run.updated_at
-    return made
+    return commit(run, new, warns=False)
 
 
 def adopt(run: RunState, fingerprint: str, version: str | None, stamp: Stamp) -> Commit:

@@ -108,12 +108,13 @@ def commit(
     answers: tuple[Request, ...] = (),
     messages: tuple[Message, ...] = (),
     lookup_key: str | None = None,
+    warns: bool = True,
 ) -> Commit:
     """A commit whose state counts its records and tokens, and keeps an owner only while it runs.
 
-    A record is added for each limit that it brings the run near to, or to.
+    If it `warns`, a record is added for each limit that it brings the run near to, or to.
     """
-    if run.warned or not is_far_from_limits(run.vars.get("_limits")):
+    if warns and (run.warned or not is_far_from_limits(run.vars.get("_limits"))):
         records = _with_warnings(run, records)
     run.records = before.records + len(records)
     if records and records[0].folded:

@@ -98,6 +98,9 @@ def full_run(run_id: str = "full") -> RunState:
         identity="i",
         retries=1,
         quarantined="too often",
+        tokens=7,
+        root_run_id="p",
+        warned={"tokens": "warning"},
     )
 
 
