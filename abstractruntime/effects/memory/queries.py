@@ -6,9 +6,9 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from ...core.models import Change
 from ...core.outcomes import EffectCall, EffectOutcome
 from ...memory.active_context import loader, rehydrated
+from ...memory.messages import rewritten
 from ...memory.recall import effort_of, level_of, rehydrated_at_most
 from ...memory.searching import Query, search
 from ...memory.spans import Span, is_number, resolve, spans_of
@@ -91,4 +91,4 @@ class Queries:
         full = {**result, "effort": effort, "warnings": warnings}
         if not result["inserted"]:
             return EffectOutcome.completed(full)
-        return EffectOutcome.completed(full, **written(call, owner, Change(path="context.messages", value=messages)))
+        return EffectOutcome.completed(full, **written(call, owner, rewritten(owner.vars, messages)))
