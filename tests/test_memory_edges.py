@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ from abstractruntime import (
     StepPlan,
 )
 from abstractruntime.core.changes import changed, revision
-from abstractruntime.memory.spans import spans_of
+from abstractruntime.memory.filters import filter_of
+from abstractruntime.memory.recall import LEVELS, Effort, effort_of
+from abstractruntime.memory.spans import newest_first, resolve, spans_of
 
 from . import worlds
 from .worlds import World, flow, one
@@ -298,6 +301,85 @@ async def test_a_standard_query_for_words_looks_into_messages(async_world: World
     look = worlds.ask("look", "memory_query", payload, "found")
     state = await rt.run(flow("work", work=compact, look=look), vars=said("a needle in hay", "b"))
     assert len(entry(state, "found")["meta"]["matches"]) == 1
+
+
+# -- how much a query may do, and what a number names
+
+
+@given(
+    level=st.sampled_from([None, *LEVELS]),
+    payload=st.fixed_dictionaries(
+        {},
+        optional={
+            "query": st.sampled_from(["", "words"]),
+            "deep": st.booleans(),
+            "connected": st.booleans(),
+            **dict.fromkeys(
+                (
+                    "limit_spans",
+                    "deep_limit_spans",
+                    "deep_limit_messages_per_span",
+                    "neighbor_hops",
+                    "max_messages",
+                ),
+                st.integers(-5, 2000),
+            ),
+        },
+    ),
+)
+def test_no_query_does_more_than_its_level_and_each_cut_is_told(level, payload):
+    effort, warnings = effort_of(payload, level)
+    assert effort.limit_spans >= 1
+    if level is None:
+        assert not warnings
+        return
+    most = LEVELS[level].most
+    for name in Effort.__struct_fields__:
+        assert getattr(effort, name) <= getattr(most, name), name
+    assert effort.max_messages >= 0
+    cut = {name for name in payload if name != "query" and _beyond(name, payload[name], getattr(most, name))}
+    assert {warning.split(" allows ")[1].split("=")[0] for warning in warnings} == cut
+
+
+def _beyond(name: str, asked: int, most: int) -> bool:
+    return asked > most or (name == "max_messages" and asked < 0)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["2026-01-01", "2026-01-02", None]), st.text("ab", min_size=1)), max_size=8),
+    st.randoms(use_true_random=False),
+)
+def test_a_number_names_the_same_span_in_whatever_order_spans_are_listed(listed, random):
+    """Numbers count from the newest; spans of one instant go by id."""
+    spans = [{"artifact_id": name, "created_at": at} for name, at in {name: at for at, name in listed}.items()]
+    shuffled = random.sample(spans, len(spans))
+    numbers = list(range(1, len(spans) + 1))
+    assert resolve(numbers, spans) == resolve([str(number) for number in numbers], shuffled)
+    ordered = newest_first(shuffled)
+    keys = [(span["created_at"] or "") for span in ordered]
+    assert keys == sorted(keys, reverse=True)
+    for first, second in itertools.pairwise(ordered):
+        assert first["created_at"] != second["created_at"] or first["artifact_id"] < second["artifact_id"]
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "found"),
+    [
+        (None, None, True),
+        ("2026-01-03T00:00:00Z", None, True),
+        ("2026-01-03T00:00:01Z", None, False),
+        (None, "2026-01-01T00:00:00Z", True),
+        (None, "2025-12-31T23:59:59Z", False),
+        ("2026-01-03T01:00:00+01:00", None, True),
+        ("2026-01-03T00:00:01+00:00", "2026-01-09T00:00:00Z", False),
+        ("2026-01-02T00:00:00Z", "2026-01-02T00:00:00Z", True),
+    ],
+)
+def test_a_span_is_in_a_time_that_touches_it(since, until, found):
+    span = {"artifact_id": "a", "from_timestamp": "2026-01-01T00:00:00+00:00", "to_timestamp": "2026-01-03T00:00:00Z"}
+    wanted = filter_of({"since": since, "until": until})
+    assert wanted.matches(span) is found
+    assert wanted.matches({"artifact_id": "b"}) is (since is until is None)
 
 
 # -- the change that makes it so
