@@ -18,7 +18,6 @@ from abstractruntime import (
     InMemoryRunStore,
     RunState,
     RunStatus,
-    StepPlan,
     TimeRange,
 )
 from abstractruntime.effects.memory.desk import session_memory_owner_run_id
@@ -27,7 +26,7 @@ from abstractruntime.memory.spans import newest_first, resolve, spans_of
 
 from . import worlds
 from .faults import FaultyBackend, ProcessDied
-from .worlds import World, flow, one
+from .worlds import World, chain, one
 
 world = worlds.world
 async_world = worlds.async_world
@@ -62,22 +61,6 @@ def entry(state: RunState) -> dict[str, Any]:
     (found,) = result["results"]
     assert isinstance(found, dict)
     return found
-
-
-def chain(*steps: Effect) -> Any:
-    """A workflow of these effects, one after the other."""
-    nodes: dict[str, Any] = {}
-    for number, effect in enumerate(steps):
-        following = f"s{number + 1}" if number + 1 < len(steps) else "end"
-        nodes[f"s{number}"] = _asks(f"s{number}", effect, following)
-    return flow("s0", **nodes)
-
-
-def _asks(node: str, effect: Effect, following: str) -> Any:
-    def plan(run: RunState, ctx: Any) -> StepPlan:
-        return StepPlan(node, effect, following)
-
-    return plan
 
 
 def note(text: str, **payload: Any) -> Effect:

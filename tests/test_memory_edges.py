@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from abstractruntime import (
     ActiveContextPolicy,
+    DefaultEffectPolicy,
     Effect,
     EffectOutcome,
+    FileArtifactStore,
     InMemoryArtifactStore,
     RunState,
     RunStatus,
@@ -26,7 +28,7 @@ from abstractruntime.memory.recall import LEVELS, Effort, effort_of
 from abstractruntime.memory.spans import newest_first, resolve, spans_of
 
 from . import worlds
-from .worlds import World, flow, one
+from .worlds import World, chain, flow, one
 
 async_world = worlds.async_world
 
@@ -418,3 +420,109 @@ def test_equal_items_of_a_list_are_as_many_as_they_were():
     edit = revision("list", [first, second], [second])
     assert changed({"list": [dict(first), dict(second)]}, [edit]) == {"list": [second]}
     assert changed({"list": [dict(first), dict(second), dict(first)]}, [edit]) == {"list": [second, first]}
+
+
+# -- what a conversation must not lose, and who may fail
+
+
+async def test_pictures_stay_pictures(async_world: World):
+    parts = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "artifact"}}]
+    shown = {"role": "user", "content": parts}
+    said = [shown, {"role": "assistant", "content": "nice"}, shown]
+    artifacts = InMemoryArtifactStore()
+    rt = made(async_world, artifacts, chat_summarizer=lambda messages, **options: {"summary": "s"})
+    state = await do(rt, "memory_compact", {"preserve_recent": 1}, vars={"context": {"messages": said}})
+    assert state.vars["context"]["messages"][-1]["content"] == parts
+    (span,) = spans_of(state.vars)
+    assert artifacts.load_json(span["artifact_id"])["messages"][0]["content"] == parts
+
+
+async def test_a_tools_answer_stays_with_its_call(async_world: World):
+    said = [
+        {"role": "user", "content": "what is it?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "look"}]},
+        {"role": "tool", "content": "a"},
+        {"role": "tool", "content": "b"},
+    ]
+    rt = made(async_world, chat_summarizer=lambda messages, **options: {"summary": "s"})
+    state = await do(rt, "memory_compact", {"preserve_recent": 1}, vars={"context": {"messages": said}})
+    assert [message["role"] for message in state.vars["context"]["messages"]] == ["system", "assistant", "tool", "tool"]
+
+
+async def test_what_came_back_is_not_archived_again(async_world: World):
+    archived: list[int] = []
+
+    def summarize(messages: Any, **options: Any) -> dict[str, Any]:
+        archived.append(len(messages))
+        return {"summary": "s"}
+
+    rt = made(async_world, chat_summarizer=summarize)
+    said = {"context": {"messages": [{"role": "user", "content": f"line {n}"} for n in range(6)]}}
+    compact = Effect("memory_compact", {"preserve_recent": 2}, "c")
+    workflow = chain(compact, Effect("memory_rehydrate", {"span_ids": [1]}, "r"), compact)
+    state = await rt.run(workflow, vars=said)
+    assert state.status is RunStatus.COMPLETED
+    assert archived == [4]
+    assert len(spans_of(state.vars)) == 1
+
+
+async def test_one_damaged_artifact_is_told_and_holds_nothing_up(async_world: World, tmp_path):
+    artifacts = FileArtifactStore(tmp_path / "kept")
+    rt = made(async_world, artifacts)
+    workflow = chain(
+        Effect("memory_note", {"note": "the first"}, "first"), Effect("memory_note", {"note": "the second"}, "second")
+    )
+    state = await rt.run(workflow)
+    lost = state.output["first"]["results"][0]["meta"]["span_id"]
+    path = await asyncio.to_thread(artifacts.content_path, lost)
+    assert path is not None
+    await asyncio.to_thread(path.write_bytes, b"rot")
+    found = await do(rt, "memory_query", {"target_run_id": state.run_id, "return": "both"})
+    recalled = found.output["result"]["results"][0]
+    assert "the second" in recalled["output"]
+    assert lost in recalled["meta"]["warnings"][0]
+    back = (await do(rt, "memory_rehydrate", {"target_run_id": state.run_id, "span_ids": [1, 2]})).output["result"]
+    assert sorted(account["inserted"] for account in back["artifacts"]) == [0, 1]
+    assert lost in back["warnings"][0]
+
+
+async def test_a_model_that_is_busy_is_asked_again(async_world: World):
+    calls: list[int] = []
+
+    def llm(call: Any) -> EffectOutcome:
+        calls.append(1)
+        if len(calls) == 1:
+            return EffectOutcome.failed("rate limited")
+        return EffectOutcome.completed({"content": "a summary"})
+
+    rt = made(async_world, handlers={"llm_call": llm}, effect_policy=DefaultEffectPolicy(2, default_backoff_base=0.0))
+    said = {"context": {"messages": [{"role": "user", "content": f"line {n}"} for n in range(4)]}}
+    state = await do(rt, "memory_compact", {"preserve_recent": 1}, vars=said)
+    assert state.status is RunStatus.COMPLETED, state.error
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("summary", "why"), [("Connection refused by host", "could not be reached"), (" ", "no summary")]
+)
+async def test_an_error_in_the_place_of_a_summary_is_none(async_world: World, summary, why):
+    rt = made(async_world, chat_summarizer=lambda messages, **options: {"summary": summary})
+    said = {"context": {"messages": [{"role": "user", "content": f"line {n}"} for n in range(4)]}}
+    state = await do(rt, "memory_compact", {"preserve_recent": 1}, vars=said)
+    assert state.status is RunStatus.FAILED
+    assert why in state.error
+    assert len(state.vars["context"]["messages"]) == 4
+
+
+async def test_half_a_character_in_a_summary_does_no_harm(async_world: World):
+    rt = made(async_world, chat_summarizer=lambda messages, **options: {"summary": "odd \ud83d text"})
+    said = {"context": {"messages": [{"role": "user", "content": f"line {n}"} for n in range(4)]}}
+    state = await do(rt, "memory_compact", {"preserve_recent": 1}, vars=said)
+    assert state.status is RunStatus.COMPLETED
+    assert "odd ? text" in state.vars["context"]["messages"][0]["content"]
+
+
+async def test_a_number_means_no_span_of_all(async_world: World):
+    state = await do(made(async_world), "memory_tag", {"span_id": 1, "tags": {"a": "b"}, "scope": "all"})
+    assert state.status is RunStatus.FAILED
+    assert "mean nothing in scope all" in state.error

@@ -219,6 +219,19 @@ def one(kind: str, payload: dict[str, Any] | None = None, key: str | None = "res
     return flow("work", work=ask("work", kind, payload, key, then))
 
 
+def chain(*steps: Effect) -> Any:
+    """A workflow of these effects, one after the other."""
+    nodes: dict[str, Any] = {}
+    for number, effect in enumerate(steps):
+        then = f"s{number + 1}" if number + 1 < len(steps) else "end"
+        nodes[f"s{number}"] = partial(_plan, StepPlan(f"s{number}", effect, then))
+    return flow("s0", **nodes)
+
+
+def _plan(plan: StepPlan, run: RunState, ctx: Any) -> StepPlan:
+    return plan
+
+
 def statuses(ledger: list[dict[str, Any]], kind: str | None = None) -> list[str]:
     """The statuses in a ledger, in order; of one effect type when it is given."""
     return [record["status"] for record in ledger if kind is None or (record["effect"] or {}).get("type") == kind]

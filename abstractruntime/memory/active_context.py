@@ -13,7 +13,7 @@ from msgspec import Struct
 from ..core.changes import changed
 from ..core.clock import utc_now_iso
 from ..core.codec import copy_of
-from ..core.errors import UnknownRun
+from ..core.errors import StoreCorrupt, UnknownRun
 from ..core.models import RunState
 from .messages import Message, messages_of, newest, put_back, rewritten
 from .recall import Effort
@@ -174,13 +174,22 @@ class ActiveContextPolicy:
         return run
 
 
-def loader(artifact_store: Any) -> Any:
-    """A function that gives what an artifact holds, or None. StoreCorrupt of a damaged one is raised."""
+def loader(artifact_store: Any, damaged: list[str] | None = None) -> Any:
+    """A function that gives what an artifact holds, or None.
+
+    StoreCorrupt of a damaged one is raised, or noted in `damaged`.
+    """
 
     def load(artifact_id: str) -> Any:
         try:
             return artifact_store.load_json(artifact_id)
         except ValueError:  # an id that can be none, or no JSON
+            return None
+        except StoreCorrupt as error:
+            if damaged is None:
+                raise
+            if str(error) not in damaged:
+                damaged.append(str(error))
             return None
 
     return load

@@ -9,12 +9,22 @@ from typing import Any
 
 from msgspec import Struct
 
-from .messages import Message, message_id
+from .messages import Message, message_id, said
 from .spans import CONVERSATION, Span
 
 MODES = ("light", "standard", "heavy")
 DEFAULT_RECENT = 6
 _MOST_KEY_POINTS = 20
+
+#: a short text with one of these is an error that somebody handed on as an answer
+_NO_CONNECTION = (
+    "connection refused",
+    "connection error",
+    "failed to connect",
+    "could not connect",
+    "connection reset",
+)
+_ERROR_CHARS = 300
 
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 _LENGTHS = {"light": "in detail", "standard": "concisely", "heavy": "in very few sentences"}
@@ -36,7 +46,7 @@ def mode_of(payload: Mapping[str, Any]) -> str:
 
 def prompt_for(messages: Sequence[Message], focus: str | None, mode: str) -> str:
     """What a model is asked when the host gave no summarizer."""
-    lines = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    lines = "\n".join(f"{message['role']}: {said(message)}" for message in messages)
     about = f" Keep above all what concerns: {focus}." if focus else ""
     return (
         f"Summarise this conversation {_LENGTHS[mode]}.{about} Answer with JSON only: "
@@ -54,11 +64,16 @@ def summary_of(found: Any) -> Summary:
     text = data.get("summary")
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the summarizer gave no summary")
+    text = _storable(text)
+    if len(text) < _ERROR_CHARS and any(phrase in text.lower() for phrase in _NO_CONNECTION):
+        raise ValueError(f"the summarizer could not be reached: {text}")
     points = data.get("key_points")
     confidence = data.get("confidence")
     return Summary(
         text=text.strip(),
-        key_points=[str(point) for point in points][:_MOST_KEY_POINTS] if isinstance(points, list | tuple) else [],
+        key_points=[_storable(str(point)) for point in points][:_MOST_KEY_POINTS]
+        if isinstance(points, list | tuple)
+        else [],
         confidence=float(confidence) if type(confidence) in (int, float) and 0 <= confidence <= 1 else None,
     )
 
@@ -111,6 +126,11 @@ def span_of(
         "focus": focus,
     }
     return span if created_by is None else {**span, "created_by": created_by}
+
+
+def _storable(text: str) -> str:
+    """Text without what UTF-8 cannot carry: models write halves of characters."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _parsed(text: str) -> Any:

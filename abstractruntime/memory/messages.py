@@ -40,17 +40,19 @@ def rewritten(vars: dict[str, Any], new: Sequence[Message], known: Sequence[Mess
 
 
 def normalised(messages: Iterable[Message], at: str, seed: str) -> list[Message]:
-    """Copies with text as content, an id and a timestamp each; the same `seed` gives the same ids every time.
+    """Copies with a content, an id and a timestamp each; the same `seed` gives the same ids every time.
 
-    The same words said elsewhere are another message, so the seed must be that of one compaction.
+    The same words said elsewhere are another message, so the seed must be that of one compaction. A content in parts,
+    with pictures for instance, stays as it is.
     """
     made: list[Message] = []
     known: set[str] = set()
     for place, message in enumerate(messages):
         content = message.get("content")
-        text = content if isinstance(content, str) else "" if content is None else canonical(content).decode()
+        if not isinstance(content, str | list | dict):
+            content = "" if content is None else canonical(content).decode()
         metadata = dict(message["metadata"]) if isinstance(message.get("metadata"), dict) else {}
-        new = {**message, "role": str(message.get("role") or "user"), "content": text, "metadata": metadata}
+        new = {**message, "role": str(message.get("role") or "user"), "content": content, "metadata": metadata}
         if message_id(new) is None or message_id(new) in known:
             metadata["message_id"] = f"msg_{hashlib.sha256(canonical([seed, place])).hexdigest()[:32]}"
         known.add(str(metadata["message_id"]))
@@ -64,6 +66,20 @@ def is_system(message: Message) -> bool:
     return message.get("role") == "system"
 
 
+def came_back(message: Message) -> bool:
+    """Whether the message was put back from an archive, where it still is."""
+    metadata = message.get("metadata")
+    return isinstance(metadata, dict) and metadata.get("rehydrated") is True
+
+
+def said(message: Message) -> str:
+    """The text of a message; of a content in parts, that of its texts."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [content]
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return " ".join(text for text in texts if isinstance(text, str))
+
+
 def is_summary(message: Message) -> bool:
     """Whether the message stands for older ones that were compacted."""
     metadata = message.get("metadata")
@@ -71,11 +87,16 @@ def is_summary(message: Message) -> bool:
 
 
 def split(messages: Sequence[Message], preserve_recent: int) -> tuple[list[Message], list[Message], list[Message]]:
-    """System messages, the older ones of the rest, and its last so many."""
+    """System messages, the older ones of the rest, and its last so many.
+
+    Those never begin with a tool's answer, which means nothing without its call: the call and what lies between stay.
+    """
     system = [message for message in messages if is_system(message)]
     rest = [message for message in messages if not is_system(message)]
-    cut = len(rest) - preserve_recent if preserve_recent > 0 else len(rest)
-    return system, rest[: max(0, cut)], rest[max(0, cut) :]
+    cut = max(0, len(rest) - max(0, preserve_recent))
+    while 0 < cut < len(rest) and rest[cut].get("role") == "tool":
+        cut -= 1
+    return system, rest[:cut], rest[cut:]
 
 
 def newest(messages: Sequence[Message], limit: int | None) -> list[Message]:
@@ -120,14 +141,9 @@ def _place(active: Sequence[Message], fresh: Sequence[Message], placement: str) 
 
 def _behind(active: Sequence[Message], place: int, sources: Collection[str | None] | None) -> int:
     """The place behind the messages there that came back before: of these sources, or of any."""
-    while place < len(active) and _came_back(active[place]) and (sources is None or _source(active[place]) in sources):
+    while place < len(active) and came_back(active[place]) and (sources is None or _source(active[place]) in sources):
         place += 1
     return place
-
-
-def _came_back(message: Message) -> bool:
-    metadata = message.get("metadata")
-    return isinstance(metadata, dict) and metadata.get("rehydrated") is True
 
 
 def _source(message: Message) -> str | None:

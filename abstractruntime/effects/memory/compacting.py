@@ -18,11 +18,10 @@ from ...memory.compaction import (
     summary_message,
     summary_of,
 )
-from ...memory.messages import Message, messages_of, normalised, rewritten, split
+from ...memory.messages import Message, came_back, messages_of, normalised, rewritten, split
 from ...memory.recall import number
 from ...memory.spans import CONVERSATION, SPANS
 from ...storage.user_pair import call as ask
-from ...storage.user_pair import in_thread
 from ..handlers import Handler
 from .desk import Desk, Refused, answer, artifact_id, written
 
@@ -50,16 +49,19 @@ class Compacting:
         owner = await self._desk.target(call, payload)
         messages = normalised(messages_of(owner.vars), call.now, f"{call.run.run_id}:{call.key}")
         system, older, kept = split(messages, recent)
-        if not older:
+        archived = [message for message in older if not came_back(message)]  # those are in an archive already
+        if not archived:
             return answer(payload, "There is nothing older to compact.", None, name="compact_memory")
         span_id = artifact_id("span", call)
         content = await self._desk.content(store, span_id)
         if not (isinstance(content, dict) and isinstance(content.get("summary"), dict)):  # not from an earlier attempt
-            summary = await self._summary(call, older, focus, mode)
-            made = {"messages": older, "created_at": call.now, "summary": _shown(summary)}
+            summary = await self._summary(call, archived, focus, mode)
+            if isinstance(summary, EffectOutcome):
+                return summary
+            made = {"messages": archived, "created_at": call.now, "summary": _shown(summary)}
             span = span_of(
                 span_id,
-                older,
+                archived,
                 at=call.now,
                 mode=mode,
                 focus=focus,
@@ -70,7 +72,7 @@ class Compacting:
             content = {**made, "span": span}
             tags = {"kind": CONVERSATION, "compression_mode": mode, "preserve_recent": str(recent)}
             tags |= {"focus": focus} if focus else {}
-            await in_thread(store.store_json, content, run_id=owner.run_id, tags=tags, artifact_id=span_id)
+            content = await self._desk.keep(store, span_id, content, owner.run_id, tags)
         summary, span = summary_of(content["summary"]), content["span"]
         message = summary_message(summary, span, mode, content["messages"], content["created_at"])
         changes = (
@@ -90,7 +92,10 @@ class Compacting:
         output = f"Compacted {len(content['messages'])} messages into span {span_id}."
         return answer(payload, output, meta, name="compact_memory", **written(call, owner, *changes))
 
-    async def _summary(self, call: EffectCall, older: list[Message], focus: str | None, mode: str) -> Summary:
+    async def _summary(
+        self, call: EffectCall, older: list[Message], focus: str | None, mode: str
+    ) -> Summary | EffectOutcome:
+        """The summary, or how the attempt at it failed, which the policy may try again."""
         if self._summarizer is not None:
             summarize = getattr(self._summarizer, "summarize_chat_history", self._summarizer)
             return summary_of(await ask(summarize, older, preserve_recent=0, focus=focus, compression_mode=mode))
@@ -100,8 +105,9 @@ class Compacting:
         prompt = {"prompt": prompt_for(older, focus, mode)}
         outcome = await handler.run(replace(call, effect=Effect(EffectType.LLM_CALL, prompt)))
         if outcome.status != "completed":
-            why = outcome.error or f"the effect is {outcome.status}"
-            raise Refused(f"memory_compact: the summary could not be made: {why}")
+            why = f"memory_compact: the summary could not be made: {outcome.error or outcome.status}"
+            retryable = outcome.status == "failed" and outcome.retryable
+            return EffectOutcome.failed(why, retryable=retryable, retry_after=outcome.retry_after)
         result = outcome.result
         return summary_of(result.get("content") if isinstance(result, dict) else result)
 

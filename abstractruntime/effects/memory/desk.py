@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from ...core.errors import AbstractRuntimeError
+from ...core.errors import AbstractRuntimeError, ArtifactConflict
 from ...core.ids import check_id
 from ...core.models import Change, Elsewhere, RunState, RunStatus
 from ...core.outcomes import EffectCall, EffectOutcome
@@ -58,6 +58,14 @@ class Desk:
     async def content(self, store: Any, artifact_id: str) -> Any:
         """What an artifact holds, or None."""
         return await in_thread(loader(store), artifact_id)
+
+    async def keep(self, store: Any, artifact_id: str, content: Any, run_id: str, tags: dict[str, str]) -> Any:
+        """Keep a content under its id; what is kept there, by another attempt at the same time perhaps."""
+        try:
+            await in_thread(store.store_json, content, run_id=run_id, tags=tags, artifact_id=artifact_id)
+        except ArtifactConflict:
+            return await self.content(store, artifact_id)
+        return content
 
     async def owners(self, call: EffectCall, payload: dict[str, Any], *, many: bool = False) -> list[Owner]:
         """Whose memory the payload means by `scope` and `target_run_id`; more than one only with `many`."""

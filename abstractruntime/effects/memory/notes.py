@@ -8,9 +8,8 @@ from ...core.models import Change
 from ...core.outcomes import EffectCall, EffectOutcome
 from ...memory.messages import messages_of, put_back, rewritten
 from ...memory.recall import boolish
-from ...memory.spans import NOTE, SPANS, Span, clean_tags, newest_first, preview, resolve, spans_of
+from ...memory.spans import NOTE, SPANS, Span, clean_tags, is_number, newest_first, preview, resolve, spans_of
 from ...memory.telling import note_message
-from ...storage.user_pair import in_thread
 from .desk import Desk, Owner, Refused, answer, artifact_id, written
 
 
@@ -36,9 +35,7 @@ class Notes:
         content = await self._desk.content(store, span_id)  # an earlier attempt may have kept it
         if not isinstance(content, dict):
             content = _content(call, payload, text.strip())
-            await in_thread(
-                store.store_json, content, run_id=owner.run_id, tags={**tags, "kind": NOTE}, artifact_id=span_id
-            )
+            content = await self._desk.keep(store, span_id, content, owner.run_id, {**tags, "kind": NOTE})
         span = _span(span_id, content, tags)
         meta = {"span_id": span_id, "created_at": content["created_at"], "note_preview": span["note_preview"]}
         changes = [Change(path=SPANS, op="append_once", match=("artifact_id", span_id), value=span)]
@@ -86,6 +83,8 @@ class Notes:
 
     async def _tagged(self, call: EffectCall, payload: dict[str, Any]) -> list[tuple[Owner, Span]]:
         owners = await self._desk.owners(call, payload, many=True)
+        if len(owners) > 1 and is_number(payload["span_id"]):
+            raise Refused("memory_tag: numbers of spans mean nothing in scope all; name its id")
         listed = newest_first(span for owner in owners for span in spans_of(owner.vars))
         try:
             (span_id,) = resolve([payload["span_id"]], listed)

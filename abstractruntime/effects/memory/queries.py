@@ -44,7 +44,7 @@ class Queries:
         store = self._desk.artifacts("memory_query")
 
         def work() -> tuple[list[Span], str]:
-            load = loader(store)
+            load = loader(store, warnings)  # what is damaged is told, and holds nothing up
             spans = search(query, [owner.vars for owner in owners], load)
             if mode == "meta":
                 return spans, ""
@@ -58,6 +58,7 @@ class Queries:
             meta = {"matches": [match_of(span) for span in spans], "span_ids": ids}
         if level is not None:
             meta["effort"] = {"recall_level": level, "applied": asdict(effort)}
+        if level is not None or warnings:
             meta["warnings"] = warnings
         if warnings and mode != "meta":
             text = "\n".join([*(f"Warning: {warning}" for warning in warnings), "", text])
@@ -81,7 +82,7 @@ class Queries:
             rehydrated,
             owner.vars,
             ids,
-            loader(store),
+            loader(store, warnings),
             placement=str(payload.get("placement") or "after_summary"),
             dedup=str(payload.get("dedup_by") or "message_id") == "message_id",
             most=most,
