@@ -8,7 +8,6 @@ number in it counts as missing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -43,6 +42,9 @@ MAXIMUM_OF = {"iterations": "max_iterations", "tokens": "max_tokens", "history":
 
 #: the keys of `_limits` that `update_limits` writes
 UPDATABLE = frozenset(default_limits())
+
+#: of a float that is read as a whole number: what is larger could not be stored as one
+_MOST = 2.0**63
 
 #: tokens of the window that are kept free of input, beside the output's
 _RESERVE = 256
@@ -232,7 +234,7 @@ def _first(*candidates: Any) -> int | None:
     for value in candidates:
         if type(value) is int:
             return value
-        if type(value) is float and math.isfinite(value):
+        if type(value) is float and abs(value) < _MOST:
             return int(value)
     return None
 

@@ -13,6 +13,9 @@ from .waits import answer_of, conclude
 LIMIT = "limit"
 _GO_ON, _STOP = "raise and go on", "stop"
 
+#: the highest maximum that is proposed
+_HIGHEST = 2**63 - 1
+
 
 def at_limit(run: RunState, mode: EnforceLimits, stamp: Stamp) -> Commit | None:
     """What becomes of a run whose node is to be asked. None while it may be: no limit is reached, or none is enforced.
@@ -33,7 +36,7 @@ def is_limit_wait(run: RunState) -> bool:
     if run.status is not RunStatus.WAITING or wait is None or wait.reason is not WaitReason.USER:
         return False
     details = wait.details or {}
-    return details.get("kind") == LIMIT and details.get(LIMIT) in MAXIMUM_OF and wait.choices == [_GO_ON, _STOP]
+    return details.get("kind") == LIMIT and details.get(LIMIT) in (*MAXIMUM_OF,) and wait.choices == [_GO_ON, _STOP]
 
 
 def decide_limit(
@@ -59,9 +62,10 @@ def decide_limit(
             idempotency_key=lookup_key,
         )
         new = next_state(run, stamp)
-        new.status, new.waiting, new.error = RunStatus.FAILED, None, f"Stopped: {wait.details['error']}"
+        new.status, new.waiting, new.error = RunStatus.FAILED, None, f"Stopped: {wait.details.get('error')}"
         return commit(run, new, resumed, status_record(new, stamp), lookup_key=lookup_key)
-    maximum = payload["maximum"] if isinstance(payload, dict) and "maximum" in payload else wait.details["raised"]
+    named = isinstance(payload, dict) and "maximum" in payload
+    maximum = payload["maximum"] if named else wait.details.get("raised")
     raised = _with_maximum(run, name, maximum)
     result = {"resumed": True, "decision": _GO_ON, "maximum": maximum}
     return conclude(run, wait, payload, stamp, result, vars=raised, actor_id=actor_id, lookup_key=lookup_key)
@@ -89,7 +93,7 @@ def _fail(run: RunState, reached: LimitWarning, stamp: Stamp) -> Commit:
 
 def _ask(run: RunState, reached: LimitWarning, stamp: Stamp) -> Commit:
     name, value, most = reached.limit_type, reached.current, reached.maximum
-    error, raised = _error(run, reached), value + max(1, most // 2)
+    error, raised = _error(run, reached), min(value + max(1, most // 2), _HIGHEST)
     new = next_state(run, stamp)
     new.status = RunStatus.WAITING
     new.waiting = WaitState(
