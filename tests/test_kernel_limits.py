@@ -265,7 +265,7 @@ def test_limits_that_are_set_below_what_is_used_are_told_by_the_next_step():
     assert told(do(kernel.set_limits, run, {**run.vars["_limits"], "max_iterations": 100}, STAMP).run)[0].warned == {}
 
 
-@pytest.mark.parametrize("value", [2**64 - 1, 1e300, -1e300, 2.0**63, 1e18])
+@pytest.mark.parametrize("value", [2**64 - 1, 10**300, 1e308, -1e308, 2.0**63, 1e18])
 @pytest.mark.parametrize("key", sorted(RuntimeConfig().to_limits_dict()))
 def test_what_is_told_of_any_numbers_can_be_stored(key: str, value: Any):
     run = limited(**{"current_iteration": 9, "estimated_tokens_used": 90, key: value})
@@ -294,6 +294,12 @@ NUMBER = st.integers(-3, 300) | st.floats() | st.none() | st.booleans() | st.tex
 def test_what_looks_far_from_its_limits_has_no_warnings(limits: dict[str, Any]):
     if is_far_from_limits(limits):
         assert limit_warnings(limits) == []
+
+
+def test_a_percentage_that_is_rounded_up_to_the_threshold_is_near():
+    limits = {**RuntimeConfig(100_000).to_limits_dict(), "current_iteration": 79_960}
+    assert [(one.status, one.pct) for one in limit_warnings(limits)] == [("warning", 80.0)]
+    assert not is_far_from_limits(limits)
 
 
 @pytest.mark.parametrize("limits", [None, [], "x", 5, {}, {"current_iteration": 1}])

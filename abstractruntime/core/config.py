@@ -8,6 +8,7 @@ number in it counts as missing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -43,8 +44,8 @@ MAXIMUM_OF = {"iterations": "max_iterations", "tokens": "max_tokens", "history":
 #: the keys of `_limits` that `update_limits` writes
 UPDATABLE = frozenset(default_limits())
 
-#: of a float that is read as a whole number: what is larger could not be stored as one
-_MOST = 2.0**63
+#: a percentage is no higher, and no lower, so that it is a number whatever is divided
+_MOST = 1e15
 
 #: tokens of the window that are kept free of input, beside the output's
 _RESERVE = 256
@@ -234,10 +235,10 @@ def _first(*candidates: Any) -> int | None:
     for value in candidates:
         if type(value) is int:
             return value
-        if type(value) is float and abs(value) < _MOST:
+        if type(value) is float and math.isfinite(value):
             return int(value)
     return None
 
 
 def _pct(current: int, maximum: int) -> float:
-    return round(current / maximum * 100, 1) if maximum > 0 else 0.0
+    return round(max(-_MOST, min(current / maximum * 100, _MOST)), 1) if maximum > 0 else 0.0

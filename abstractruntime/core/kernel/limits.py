@@ -13,9 +13,6 @@ from .waits import answer_of, conclude
 LIMIT = "limit"
 _GO_ON, _STOP = "raise and go on", "stop"
 
-#: the highest maximum that is proposed
-_HIGHEST = 2**63 - 1
-
 
 def at_limit(run: RunState, mode: EnforceLimits, stamp: Stamp) -> Commit | None:
     """What becomes of a run whose node is to be asked. None while it may be: no limit is reached, or none is enforced.
@@ -93,7 +90,7 @@ def _fail(run: RunState, reached: LimitWarning, stamp: Stamp) -> Commit:
 
 def _ask(run: RunState, reached: LimitWarning, stamp: Stamp) -> Commit:
     name, value, most = reached.limit_type, reached.current, reached.maximum
-    error, raised = _error(run, reached), min(value + max(1, most // 2), _HIGHEST)
+    error, raised = _error(run, reached), value + max(1, most // 2)
     new = next_state(run, stamp)
     new.status = RunStatus.WAITING
     new.waiting = WaitState(
