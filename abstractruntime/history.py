@@ -15,6 +15,7 @@ from .core.errors import InvalidId, RevisionConflict, StoreError, UnknownRun
 from .core.models import RunState, wait_record
 from .core.portal import drive
 from .core.secrets import admit
+from .memory.spans import OWNERS
 from .storage.offloading import offload_large_values, shelf
 from .storage.user_pair import as_record, call, in_thread
 
@@ -263,7 +264,7 @@ async def _session(run: RunState, run_store: Any, artifact_store: Any, limit: in
     turns = []
     for row in sorted(rows, key=lambda row: (row["created_at"], row["run_id"])):
         turn = await call(run_store.load, row["run_id"])
-        if turn is not None:  # not deleted meanwhile
+        if turn is not None and turn.workflow_id not in OWNERS:  # not deleted meanwhile
             told = {name: getattr(turn, name) for name in _TURN_FIELDS}
             turns.append({**told, "status": str(turn.status), "input_data": await _input_of(turn, artifact_store)})
     return {"session_id": run.session_id, "turns": turns}

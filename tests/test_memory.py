@@ -22,6 +22,7 @@ from abstractruntime import (
     TimeRange,
 )
 from abstractruntime.effects.memory.desk import session_memory_owner_run_id
+from abstractruntime.history import aexport_run_history_bundle
 from abstractruntime.memory.spans import newest_first, resolve, spans_of
 
 from . import worlds
@@ -532,3 +533,12 @@ def test_any_session_has_an_owner_of_a_valid_id():
         run_id = session_memory_owner_run_id(session)
         assert len(run_id) < 200
         assert run_id.replace("_", "").replace("-", "").isalnum()
+
+
+async def test_the_run_that_keeps_a_sessions_memory_is_no_turn_of_it(async_world: World):
+    rt = made(async_world)
+    state = await do(rt, "memory_note", {"note": "x", "scope": "session"}, session_id="s")
+    bundle = await aexport_run_history_bundle(
+        run_id=state.run_id, run_store=rt.run_store, ledger_store=rt.ledger_store, include_session=True
+    )
+    assert [turn["run_id"] for turn in bundle["session"]["turns"]] == [state.run_id]

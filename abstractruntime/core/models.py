@@ -148,7 +148,8 @@ class Change(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
     `set` writes a dotted path, `append` adds to the list there. For lists of dicts that several may write to, `match`
     names a field and its value: `append_once` adds `value` unless an item matches, `merge` writes the entries of
-    `value` (a dict) into the items that do, those of dicts in it into dicts there.
+    `value` (a dict) into the items that do, those of dicts in it into dicts there. `revise` is an edit of a list that
+    others may change meanwhile: see `changes.revision`, which makes one.
 
     >>> Change(path="notes", op="append_once", match=("id", "n1"), value={"id": "n1", "text": "hello"}).op
     'append_once'
@@ -156,11 +157,11 @@ class Change(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
 
     path: str
     value: Any
-    op: Literal["set", "append", "append_once", "merge"] = "set"
+    op: Literal["set", "append", "append_once", "merge", "revise"] = "set"
     match: tuple[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if (self.match is not None) != (self.op in ("append_once", "merge")):
+        if (self.match is not None) != (self.op in ("append_once", "merge", "revise")):
             raise ValueError(f"a change with op={self.op!r} {'needs a' if self.match is None else 'takes no'} match")
         if self.op == "merge" and not isinstance(self.value, dict):
             raise ValueError(f"a change with op='merge' needs a dict as value, found {type(self.value).__name__}")

@@ -10,12 +10,12 @@ from typing import Any
 
 from msgspec import Struct
 
+from ..core.changes import changed
 from ..core.clock import utc_now_iso
 from ..core.codec import copy_of
 from ..core.errors import UnknownRun
 from ..core.models import RunState
-from ..core.vars import write_path
-from .messages import Message, messages_of, newest, put_back
+from .messages import Message, messages_of, newest, put_back, rewritten
 from .recall import Effort
 from .searching import Query, search, summaries_of
 from .spans import MEMORIES, Span, memories, newest_first, resolve, spans_of
@@ -136,7 +136,7 @@ class ActiveContextPolicy:
             most=max_messages,
             at=utc_now_iso(),
         )
-        run.vars = write_path(run.vars, "context.messages", messages)
+        run.vars = changed(run.vars, [rewritten(run.vars, messages)])
         return result
 
     def select_active_messages_for_llm(self, run_id: str, *, max_history_messages: int | None = None) -> list[Message]:
@@ -201,6 +201,7 @@ def rehydrated(
     listed = {span["artifact_id"]: span for span in spans_of(vars)}
     artifacts: list[dict[str, Any]] = []
     inserted = skipped = 0
+    most = None if most is None or most < 0 else most
     for span_id in span_ids:
         kind = listed.get(span_id, {}).get("kind")
         entry: dict[str, Any] = {"span_id": span_id, "inserted": 0, "skipped": 0, "error": None, "kind": kind}
@@ -217,9 +218,10 @@ def rehydrated(
         except ValueError as error:
             entry["error"] = str(error)
             continue
-        room = archived if most is None else archived[: most - inserted]
-        active, entry["inserted"], entry["skipped"] = put_back(active, room, placement=placement, dedup=dedup)
-        if len(room) < len(archived):
+        room = None if most is None else most - inserted
+        put = put_back(active, archived, placement=placement, dedup=dedup, most=room)
+        active, entry["inserted"], entry["skipped"] = put
+        if entry["inserted"] + entry["skipped"] < len(archived):
             entry["error"] = "max_messages"
         inserted, skipped = inserted + entry["inserted"], skipped + entry["skipped"]
     if placement not in ("after_summary", "after_system", "end"):
@@ -229,7 +231,7 @@ def rehydrated(
 
 def _limited(limit: int) -> Effort:
     return Effort(
-        limit_spans=max(1, limit),
+        limit_spans=max(0, limit),
         deep=True,
         deep_limit_spans=_DEEP.deep_limit_spans,
         deep_limit_messages_per_span=_DEEP.deep_limit_messages_per_span,

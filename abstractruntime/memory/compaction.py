@@ -59,7 +59,7 @@ def summary_of(found: Any) -> Summary:
     return Summary(
         text=text.strip(),
         key_points=[str(point) for point in points][:_MOST_KEY_POINTS] if isinstance(points, list | tuple) else [],
-        confidence=float(confidence) if isinstance(confidence, int | float) and confidence == confidence else None,
+        confidence=float(confidence) if type(confidence) in (int, float) and 0 <= confidence <= 1 else None,
     )
 
 
@@ -117,7 +117,7 @@ def _parsed(text: str) -> Any:
     for candidate in (text, *_FENCED.findall(text)):
         try:
             found = json.loads(candidate)
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or nested too deep to be any
             continue
         if isinstance(found, dict):
             return found

@@ -6,10 +6,14 @@ A message is `{"role", "content", "timestamp", "metadata": {"message_id", ...}}`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from ..core.changes import revision
 from ..core.codec import canonical
+from ..core.models import Change
+
+MESSAGES = "context.messages"
 
 Message = dict[str, Any]
 
@@ -30,8 +34,16 @@ def message_id(message: Message) -> str | None:
     return found if isinstance(found, str) and found else None
 
 
-def normalised(messages: Iterable[Message], at: str) -> list[Message]:
-    """Copies with text as content, an id and a timestamp each. The same messages get the same ids every time."""
+def rewritten(vars: dict[str, Any], new: Sequence[Message], known: Sequence[Message] | None = None) -> Change:
+    """The change that makes `new` of the messages in `vars`; what others add meanwhile stays. See `revision`."""
+    return revision(MESSAGES, messages_of(vars), new, known)
+
+
+def normalised(messages: Iterable[Message], at: str, seed: str) -> list[Message]:
+    """Copies with text as content, an id and a timestamp each; the same `seed` gives the same ids every time.
+
+    The same words said elsewhere are another message, so the seed must be that of one compaction.
+    """
     made: list[Message] = []
     known: set[str] = set()
     for place, message in enumerate(messages):
@@ -40,7 +52,7 @@ def normalised(messages: Iterable[Message], at: str) -> list[Message]:
         metadata = dict(message["metadata"]) if isinstance(message.get("metadata"), dict) else {}
         new = {**message, "role": str(message.get("role") or "user"), "content": text, "metadata": metadata}
         if message_id(new) is None or message_id(new) in known:
-            metadata["message_id"] = f"msg_{hashlib.sha256(canonical([place, new['role'], text])).hexdigest()[:32]}"
+            metadata["message_id"] = f"msg_{hashlib.sha256(canonical([seed, place])).hexdigest()[:32]}"
         known.add(str(metadata["message_id"]))
         new.setdefault("timestamp", at)
         made.append(new)
@@ -76,19 +88,20 @@ def newest(messages: Sequence[Message], limit: int | None) -> list[Message]:
 
 
 def put_back(
-    active: Sequence[Message], archived: Sequence[Message], *, placement: str, dedup: bool
+    active: Sequence[Message], archived: Sequence[Message], *, placement: str, dedup: bool, most: int | None = None
 ) -> tuple[list[Message], int, int]:
     """The active messages with archived ones among them; how many were put in, and how many were there already.
 
-    `placement` is after_summary (behind the summary of their span, or like after_system), after_system or end. Raises
-    ValueError for another.
+    At most `most` are put in; None means all. `placement` is after_summary (behind the summary of their span, or like
+    after_system), after_system or end. They follow what was put back there before. Raises ValueError for another.
     """
     if placement not in _PLACEMENTS:
         raise ValueError(f"placement must be one of {', '.join(_PLACEMENTS)}, found {placement!r:.80}")
     there = {message_id(message) for message in active} - {None}
     fresh = [message for message in archived if not (dedup and message_id(message) in there)]
-    place = _place(active, fresh, placement)
-    return [*active[:place], *fresh, *active[place:]], len(fresh), len(archived) - len(fresh)
+    put = fresh if most is None else fresh[: max(0, most)]
+    place = _place(active, put, placement)
+    return [*active[:place], *put, *active[place:]], len(put), len(archived) - len(fresh)
 
 
 def _place(active: Sequence[Message], fresh: Sequence[Message], placement: str) -> int:
@@ -96,11 +109,25 @@ def _place(active: Sequence[Message], fresh: Sequence[Message], placement: str) 
         return len(active)
     system = next((place for place, message in enumerate(active) if not is_system(message)), len(active))
     if placement == "after_system":
-        return system
+        return _behind(active, system, None)
     sources = {_source(message) for message in fresh} - {None}
     summaries = [place for place, message in enumerate(active) if is_summary(message)]
     own = [place for place in summaries if _source(active[place]) in sources]
-    return (own or summaries)[-1] + 1 if summaries else system
+    if own:
+        return _behind(active, own[-1] + 1, sources)
+    return _behind(active, summaries[-1] + 1 if summaries else system, None)
+
+
+def _behind(active: Sequence[Message], place: int, sources: Collection[str | None] | None) -> int:
+    """The place behind the messages there that came back before: of these sources, or of any."""
+    while place < len(active) and _came_back(active[place]) and (sources is None or _source(active[place]) in sources):
+        place += 1
+    return place
+
+
+def _came_back(message: Message) -> bool:
+    metadata = message.get("metadata")
+    return isinstance(metadata, dict) and metadata.get("rehydrated") is True
 
 
 def _source(message: Message) -> str | None:

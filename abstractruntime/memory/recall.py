@@ -91,11 +91,12 @@ def boolish(value: Any, default: bool = False) -> bool:
 
 def effort_of(payload: Mapping[str, Any], level: str | None) -> tuple[Effort, list[str]]:
     """What this query does, and a warning for everything that its level does not allow. Raises ValueError."""
-    base = LEVELS[level].default if level is not None else Effort(deep=bool(_text(payload.get("query"))))
+    base = LEVELS[level].default if level is not None else Effort()
+    words = bool(_text(payload.get("query"))) and (level is None or LEVELS[level].most.deep)
     limit = number(payload, "limit_spans", base.limit_spans)
     asked = Effort(
         limit_spans=5 if limit == 0 and level is None else max(1, limit),
-        deep=boolish(payload.get("deep"), base.deep),
+        deep=boolish(payload.get("deep"), base.deep or words),
         deep_limit_spans=max(0, number(payload, "deep_limit_spans", base.deep_limit_spans)),
         deep_limit_messages_per_span=max(
             0, number(payload, "deep_limit_messages_per_span", base.deep_limit_messages_per_span)

@@ -10,6 +10,9 @@ from typing import Any
 
 SPANS = "_runtime.memory_spans"
 
+#: workflows of the runs that only keep the memory of a session, or of all
+OWNERS = frozenset({"__session_memory__", "__global_memory__"})
+
 #: kinds that are part of a conversation; others (evidence) are listed with them and are no memories
 CONVERSATION, NOTE = "conversation_span", "memory_note"
 MEMORIES = frozenset({CONVERSATION, NOTE})

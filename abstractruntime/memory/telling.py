@@ -35,15 +35,15 @@ def told(spans: Sequence[Span], contents: Mapping[str, Any], max_messages: int) 
         return NOTHING
     left = max_messages if max_messages >= 0 else None
     parts = []
-    for number, span in enumerate(spans, 1):
-        lines = [_heading(number, span)]
+    for span in spans:
+        lines = [_heading(span)]
         content = contents.get(span["artifact_id"])
         if not isinstance(content, dict):
             lines.append("(its content is not there)")
         elif span.get("kind") == NOTE or "note" in content:
             lines.append(str(content.get("note", "")))
         else:
-            messages = [one for one in content.get("messages", []) if isinstance(one, dict)]
+            messages = _messages(content)
             shown = messages if left is None else messages[:left]
             lines += [f"{one.get('role')}: {one.get('content')}" for one in shown]
             if len(shown) < len(messages):
@@ -84,12 +84,17 @@ def text_of(content: Any, most: int) -> str:
     """All text of an artifact's first so many messages, or of its note, in lower case."""
     if not isinstance(content, dict):
         return ""
-    messages = [one for one in content.get("messages") or () if isinstance(one, dict)][:most]
+    messages = _messages(content)[:most]
     return "\n".join([str(content.get("note") or ""), *(str(one.get("content") or "") for one in messages)]).lower()
 
 
-def _heading(number: int, span: Span) -> str:
-    told = [f"[{number}] {span.get('kind', 'span')} span_id={span['artifact_id']}"]
+def _messages(content: dict[str, Any]) -> list[Message]:
+    found = content.get("messages")
+    return [message for message in found if isinstance(message, dict)] if isinstance(found, list) else []
+
+
+def _heading(span: Span) -> str:  # without a number: that of a match is not the one that names a span
+    told = [f"{span.get('kind', 'span')} span_id={span['artifact_id']}"]
     first, last = span.get("from_timestamp"), span.get("to_timestamp")
     if first or last:
         told.append(f"from {first} to {last}" if first != last else f"at {first}")

@@ -18,7 +18,7 @@ from ...memory.compaction import (
     summary_message,
     summary_of,
 )
-from ...memory.messages import Message, messages_of, normalised, split
+from ...memory.messages import Message, messages_of, normalised, rewritten, split
 from ...memory.recall import number
 from ...memory.spans import CONVERSATION, SPANS
 from ...storage.user_pair import call as ask
@@ -48,7 +48,7 @@ class Compacting:
         mode, focus = mode_of(payload), str(payload.get("focus") or "").strip() or None
         store = self._desk.artifacts("memory_compact")
         owner = await self._desk.target(call, payload)
-        messages = normalised(messages_of(owner.vars), call.now)
+        messages = normalised(messages_of(owner.vars), call.now, f"{call.run.run_id}:{call.key}")
         system, older, kept = split(messages, recent)
         if not older:
             return answer(payload, "There is nothing older to compact.", None, name="compact_memory")
@@ -74,7 +74,7 @@ class Compacting:
         summary, span = summary_of(content["summary"]), content["span"]
         message = summary_message(summary, span, mode, content["messages"], content["created_at"])
         changes = (
-            Change(path="context.messages", value=[*system, message, *kept]),
+            rewritten(owner.vars, [*system, message, *kept], messages),
             Change(path=SPANS, op="append_once", match=("artifact_id", span_id), value=span),
         )
         meta = {

@@ -120,7 +120,7 @@ def global_memory_owner_run_id() -> str:
 def payload_of(call: EffectCall) -> dict[str, Any]:
     """The payload as it is stored: what it names as a secret must not come into an artifact."""
     intent = call.run.intent
-    promised = () if intent is None else (intent, *intent.parts)
+    promised = () if intent is None else intent.parts or (intent,)  # a whole shares the step id of its first part
     return next((one.effect.payload for one in promised if one.step_id == call.step_id), call.payload)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...core.models import Change
 from ...core.outcomes import EffectCall, EffectOutcome
-from ...memory.messages import messages_of, put_back
+from ...memory.messages import messages_of, put_back, rewritten
 from ...memory.recall import boolish
 from ...memory.spans import NOTE, SPANS, Span, clean_tags, newest_first, preview, resolve, spans_of
 from ...memory.telling import note_message
@@ -49,7 +49,7 @@ class Notes:
                 messages_of(call.run.vars), [message], placement="after_summary", dedup=True
             )
             meta["kept_in_context"] = {"inserted": inserted, "skipped": skipped}
-            writes["changes"] = (*writes.get("changes", ()), Change(path="context.messages", value=active))
+            writes["changes"] = (*writes.get("changes", ()), rewritten(call.run.vars, active))
         told = f" with tags {', '.join(f'{key}={value}' for key, value in sorted(tags.items()))}" if tags else ""
         return answer(payload, f"Noted as span {span_id}{told}.", meta, name="remember_note", **writes)
 

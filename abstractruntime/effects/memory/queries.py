@@ -6,9 +6,9 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from ...core.models import Change
 from ...core.outcomes import EffectCall, EffectOutcome
 from ...memory.active_context import loader, rehydrated
+from ...memory.messages import rewritten
 from ...memory.recall import effort_of, level_of, rehydrated_at_most
 from ...memory.searching import Query, search
 from ...memory.spans import Span, is_number, resolve, spans_of
@@ -52,7 +52,10 @@ class Queries:
             return spans, told(spans, contents, effort.max_messages)
 
         spans, text = await in_thread(work)
-        meta: dict[str, Any] = {} if mode == "rendered" else {"matches": [match_of(span) for span in spans]}
+        meta: dict[str, Any] = {}
+        if mode != "rendered":
+            ids = [span["artifact_id"] for span in spans]
+            meta = {"matches": [match_of(span) for span in spans], "span_ids": ids}
         if level is not None:
             meta["effort"] = {"recall_level": level, "applied": asdict(effort)}
             meta["warnings"] = warnings
@@ -88,4 +91,4 @@ class Queries:
         full = {**result, "effort": effort, "warnings": warnings}
         if not result["inserted"]:
             return EffectOutcome.completed(full)
-        return EffectOutcome.completed(full, **written(call, owner, Change(path="context.messages", value=messages)))
+        return EffectOutcome.completed(full, **written(call, owner, rewritten(owner.vars, messages)))
