@@ -22,6 +22,7 @@ from abstractruntime import (
 )
 from abstractruntime.core.clock import utc_now_iso
 from abstractruntime.core.errors import InvalidAnswer, StaleResumeError, UnknownRun, UnsafeValue
+from abstractruntime.core.models import Change, Elsewhere
 from abstractruntime.scheduler import WorkflowRegistry
 
 from .dict_stores import DictLedgerStore, DictRunStore
@@ -350,6 +351,19 @@ async def test_a_tree_is_summed_from_any_of_its_runs(world: World):
     assert roots == [None, *["root"] * 6, "unknown"]
     again = world.runtime()  # as another process opens the same runs
     assert (await again.get_token_usage("b"))["tree"] == total
+
+
+async def test_what_another_run_writes_into_a_run_leaves_its_count(world: World):
+    def note(call: Any) -> EffectOutcome:
+        change = Elsewhere(run_id=call.payload["run"], changes=(Change(path="noted", value=1),))
+        return EffectOutcome.completed("noted", elsewhere=(change,))
+
+    rt = world.runtime({**MODEL, "note": note})
+    first = await rt.run(talk((10, 1)))
+    await rt.run(one("note", {"run": first.run_id}))
+    found = await rt.get_state(first.run_id)
+    assert (found.vars["noted"], found.tokens) == (1, 11)
+    assert await rt.get_token_usage(first.run_id) == {"run": 11, "tree": 11}
 
 
 async def test_children_of_a_run_belong_to_its_tree(world: World):
