@@ -320,7 +320,8 @@ class Runtime:
         """Tokens in and out of all LLM calls so far: `run` of this run, `tree` of the whole tree that it belongs to.
 
         The tree is that of the run at its top: of all that it started, and that those started, as far as they are
-        stored. Tokens of calls in parallel count for the run when their step has ended. Raises `UnknownRun`.
+        stored. Tokens of calls in parallel count for the run when their step has ended. Raises `UnknownRun`,
+        and StoreCorrupt where a run of a folder cannot be read.
         """
         return drive(self.aio.get_token_usage, run_id)
 

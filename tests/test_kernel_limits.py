@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from abstractruntime.core import kernel
+from abstractruntime.core.codec import encode_records, encode_run, json_safe, record_dict
 from abstractruntime.core.config import RuntimeConfig, is_far_from_limits, limit_warnings, limits_reached
 from abstractruntime.core.errors import InvalidAnswer
 from abstractruntime.core.models import RunState, RunStatus, StepPlan, WaitReason, WaitState
@@ -264,6 +265,28 @@ def test_limits_that_are_set_below_what_is_used_are_told_by_the_next_step():
     assert told(do(kernel.set_limits, run, {**run.vars["_limits"], "max_iterations": 100}, STAMP).run)[0].warned == {}
 
 
+@pytest.mark.parametrize("value", [2**64 - 1, 10**300, 1e308, -1e308, 2.0**63, 1e18])
+@pytest.mark.parametrize("key", sorted(RuntimeConfig().to_limits_dict()))
+def test_what_is_told_of_any_numbers_can_be_stored(key: str, value: Any):
+    run = limited(**{"current_iteration": 9, "estimated_tokens_used": 90, key: value})
+    commit = kernel.move(run, StepPlan("here", next_node="here"), STAMP)
+    assert json_safe(list(map(record_dict, commit.records)), "records")
+    for mode in ("fail", "ask"):
+        stopped = kernel.at_limit(run, mode, STAMP)
+        assert stopped is None or (encode_run(stopped.run) and encode_records(stopped.records))
+
+
+def test_an_author_may_imitate_the_question():
+    details = {"kind": "limit", "limit": "tokens"}
+    wait = WaitState(WaitReason.USER, "user:r:1", choices=["raise and go on", "stop"], details=details)
+    run = replace(limited(estimated_tokens_used=120), status=RunStatus.WAITING, waiting=wait)
+    with pytest.raises(InvalidAnswer):
+        kernel.answered(run, None, "raise and go on", STAMP, actor_id=None, lookup_key=None)
+    stopped = kernel.answered(run, None, "stop", STAMP, actor_id=None, lookup_key=None)
+    assert stopped.run.status is RunStatus.FAILED
+    assert not kernel.is_limit_wait(waiting(replace(wait, details={"kind": "limit", "limit": [1]})))
+
+
 NUMBER = st.integers(-3, 300) | st.floats() | st.none() | st.booleans() | st.text(max_size=2) | st.just(10**40)
 
 
@@ -271,6 +294,12 @@ NUMBER = st.integers(-3, 300) | st.floats() | st.none() | st.booleans() | st.tex
 def test_what_looks_far_from_its_limits_has_no_warnings(limits: dict[str, Any]):
     if is_far_from_limits(limits):
         assert limit_warnings(limits) == []
+
+
+def test_a_percentage_that_is_rounded_up_to_the_threshold_is_near():
+    limits = {**RuntimeConfig(100_000).to_limits_dict(), "current_iteration": 79_960}
+    assert [(one.status, one.pct) for one in limit_warnings(limits)] == [("warning", 80.0)]
+    assert not is_far_from_limits(limits)
 
 
 @pytest.mark.parametrize("limits", [None, [], "x", 5, {}, {"current_iteration": 1}])

@@ -22,6 +22,7 @@ from abstractruntime import (
 )
 from abstractruntime.core.clock import utc_now_iso
 from abstractruntime.core.errors import InvalidAnswer, StaleResumeError, UnknownRun, UnsafeValue
+from abstractruntime.core.models import Change, Elsewhere
 from abstractruntime.scheduler import WorkflowRegistry
 
 from .dict_stores import DictLedgerStore, DictRunStore
@@ -177,6 +178,14 @@ async def test_tokens_add_up_while_the_estimate_is_of_the_last_call(world: World
         await rt.get_token_usage("unknown")
 
 
+async def test_tokens_of_a_run_under_way_are_in_its_tree(world: World):
+    rt, spec = world.runtime(MODEL), talk((100, 10), (300, 20))
+    run_id = await rt.start(workflow=spec)
+    for expected in (110, 430):
+        assert (await rt.tick(workflow=spec, run_id=run_id, max_steps=1)).status is RunStatus.RUNNING
+        assert await rt.get_token_usage(run_id) == {"run": expected, "tree": expected}
+
+
 @pytest.mark.parametrize("mode", ["fail", "ask"])
 async def test_a_run_stops_before_the_next_node_when_its_window_is_full(world: World, mode: str):
     rt = world.runtime(MODEL, config=RuntimeConfig(max_tokens=250), enforce_limits=mode)
@@ -215,15 +224,15 @@ def call_of(sent: int, received: int, key: str) -> Effect:
 
 async def test_calls_in_parallel_count_when_their_step_has_ended(world: World):
     def fails(call: Any) -> EffectOutcome:
+        if call.payload["sent"]:
+            return said(call)
         return EffectOutcome("failed", {"usage": {"total_tokens": 7}}, error="no", retryable=False)
 
-    rt = world.runtime({**MODEL, "other": lambda call: usage(1000, 1000), "bad": fails}, config=RuntimeConfig())
-    state = await rt.run(
-        many(call_of(10, 1, "a"), Effect("other", {}, "b"), call_of(20, 2, "c"), Effect("bad", {}, "d"))
-    )
+    rt = world.runtime({"llm_call": fails, "other": lambda call: usage(1000, 1000)})
+    state = await rt.run(many(call_of(10, 1, "a"), Effect("other", {}, "b"), call_of(20, 2, "c"), call_of(0, 0, "d")))
     assert state.status is RunStatus.COMPLETED
     assert state.vars["_limits"]["estimated_tokens_used"] == 20
-    assert await rt.get_token_usage(state.run_id) == {"run": 33, "tree": 33}
+    assert await rt.get_token_usage(state.run_id) == {"run": 33 + 7, "tree": 33 + 7}
 
 
 async def test_what_a_failed_fan_out_used_counts(world: World):
@@ -280,11 +289,11 @@ async def test_a_result_that_is_used_again_is_not_paid_again(world: World):
     rt = world.runtime(MODEL, effect_policy=SameKey())
     state = await rt.run(talk((100, 10), (100, 10)))
     assert (await rt.get_token_usage(state.run_id))["run"] == 110
-    spec = many(call_of(5, 1, "a"), call_of(5, 1, "b"))
+    first = ask("first", "llm_call", {"sent": 5, "received": 1}, "x", "many")
+    spec = flow("first", first=first, many=many(call_of(5, 1, "a"), call_of(6, 1, "b")).nodes["many"])
     state = await rt.run(spec)
-    used = (await rt.get_token_usage(state.run_id))["run"]
-    reused = sum(bool(record["reused_from"]) for record in await rt.get_ledger(state.run_id))
-    assert used == 6 * (2 - reused)
+    assert [bool(record["reused_from"]) for record in await rt.get_ledger(state.run_id)].count(True) == 1
+    assert (await rt.get_token_usage(state.run_id))["run"] == 6 + 7
 
 
 @pytest.mark.parametrize(
@@ -342,6 +351,19 @@ async def test_a_tree_is_summed_from_any_of_its_runs(world: World):
     assert roots == [None, *["root"] * 6, "unknown"]
     again = world.runtime()  # as another process opens the same runs
     assert (await again.get_token_usage("b"))["tree"] == total
+
+
+async def test_what_another_run_writes_into_a_run_leaves_its_count(world: World):
+    def note(call: Any) -> EffectOutcome:
+        change = Elsewhere(run_id=call.payload["run"], changes=(Change(path="noted", value=1),))
+        return EffectOutcome.completed("noted", elsewhere=(change,))
+
+    rt = world.runtime({**MODEL, "note": note})
+    first = await rt.run(talk((10, 1)))
+    await rt.run(one("note", {"run": first.run_id}))
+    found = await rt.get_state(first.run_id)
+    assert (found.vars["noted"], found.tokens) == (1, 11)
+    assert await rt.get_token_usage(first.run_id) == {"run": 11, "tree": 11}
 
 
 async def test_children_of_a_run_belong_to_its_tree(world: World):

@@ -44,6 +44,9 @@ MAXIMUM_OF = {"iterations": "max_iterations", "tokens": "max_tokens", "history":
 #: the keys of `_limits` that `update_limits` writes
 UPDATABLE = frozenset(default_limits())
 
+#: a percentage is no higher, and no lower, so that it is a number whatever is divided
+_MOST = 1e15
+
 #: tokens of the window that are kept free of input, beside the output's
 _RESERVE = 256
 
@@ -238,4 +241,4 @@ def _first(*candidates: Any) -> int | None:
 
 
 def _pct(current: int, maximum: int) -> float:
-    return round(current / maximum * 100, 1) if maximum > 0 else 0.0
+    return round(max(-_MOST, min(current / maximum * 100, _MOST)), 1) if maximum > 0 else 0.0

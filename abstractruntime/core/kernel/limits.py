@@ -33,7 +33,7 @@ def is_limit_wait(run: RunState) -> bool:
     if run.status is not RunStatus.WAITING or wait is None or wait.reason is not WaitReason.USER:
         return False
     details = wait.details or {}
-    return details.get("kind") == LIMIT and details.get(LIMIT) in MAXIMUM_OF and wait.choices == [_GO_ON, _STOP]
+    return details.get("kind") == LIMIT and details.get(LIMIT) in (*MAXIMUM_OF,) and wait.choices == [_GO_ON, _STOP]
 
 
 def decide_limit(
@@ -59,9 +59,10 @@ def decide_limit(
             idempotency_key=lookup_key,
         )
         new = next_state(run, stamp)
-        new.status, new.waiting, new.error = RunStatus.FAILED, None, f"Stopped: {wait.details['error']}"
+        new.status, new.waiting, new.error = RunStatus.FAILED, None, f"Stopped: {wait.details.get('error')}"
         return commit(run, new, resumed, status_record(new, stamp), lookup_key=lookup_key)
-    maximum = payload["maximum"] if isinstance(payload, dict) and "maximum" in payload else wait.details["raised"]
+    named = isinstance(payload, dict) and "maximum" in payload
+    maximum = payload["maximum"] if named else wait.details.get("raised")
     raised = _with_maximum(run, name, maximum)
     result = {"resumed": True, "decision": _GO_ON, "maximum": maximum}
     return conclude(run, wait, payload, stamp, result, vars=raised, actor_id=actor_id, lookup_key=lookup_key)
