@@ -33,7 +33,7 @@ def is_limit_wait(run: RunState) -> bool:
     if run.status is not RunStatus.WAITING or wait is None or wait.reason is not WaitReason.USER:
         return False
     details = wait.details or {}
-    return details.get("kind") == LIMIT and details.get(LIMIT) in (*MAXIMUM_OF,) and wait.choices == [_GO_ON, _STOP]
+    return details.get("kind") == LIMIT and details.get(LIMIT) in list(MAXIMUM_OF) and wait.choices == [_GO_ON, _STOP]
 
 
 def decide_limit(
