@@ -340,13 +340,16 @@ class Life:
         self.model.save("host", value)
 
 
+#: what the envelope of an event holds and the model does not know
+UNMODELLED = {"scope", "session_id", "payload", "emitter"}
+
+
 def heard(value: Any) -> Any:
-    """A value with what it holds of events cut down to what the model knows of them."""
-    if isinstance(value, dict) and "emitter" in value:
-        return {name: value[name] for name in ("name", "event_id", "emitted_at")}
-    if isinstance(value, dict):
-        return {name: heard(inner) for name, inner in value.items()}
-    return value
+    """A value whose envelopes of events hold only what the model knows of them, and what was put into them later."""
+    if not isinstance(value, dict):
+        return value
+    hidden = UNMODELLED if "emitter" in value else set[str]()
+    return {name: heard(inner) for name, inner in value.items() if name not in hidden}
 
 
 def shown(state: RunState) -> dict[str, Any]:
