@@ -150,12 +150,12 @@ class Model:
         self.tick(steps)
 
     def emit(self, name: str, event_id: str) -> None:
-        """The same id is the same event. Who waits for it moves at once, and runs at its next tick."""
+        """The same id is the same event. Who waits for its name moves at once, and runs at its next tick."""
         if event_id not in self.sent:
             self.sent.add(event_id)
             self.unheard.append((self.now, {"name": name, "event_id": event_id, "emitted_at": instant(self.now)}))
-            if self.wait is not None and not self.paused:
-                self._hear(self.wait)
+        if self.wait is not None and self.wait.name == name and not self.paused:
+            self._hear(self.wait)
 
     def cancel(self, reason: str | None) -> None:
         if self.status not in ENDED:
