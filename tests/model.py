@@ -150,12 +150,15 @@ class Model:
         self.tick(steps)
 
     def emit(self, name: str, event_id: str) -> None:
-        """The same id is the same event. Who waits for its name moves at once, and runs at its next tick."""
+        """The same id is the same event. Whose next event is of this instant moves, and runs at its next tick."""
         if event_id not in self.sent:
             self.sent.add(event_id)
             self.unheard.append((self.now, {"name": name, "event_id": event_id, "emitted_at": instant(self.now)}))
-        if self.wait is not None and self.wait.name == name and not self.paused:
-            self._hear(self.wait)
+        if self.wait is not None and not self.paused:
+            wait = self.wait
+            at = next((at for at, event in self.unheard if event["name"] == wait.name), None)
+            if at is not None and at >= self.now:
+                self._hear(wait)
 
     def cancel(self, reason: str | None) -> None:
         if self.status not in ENDED:
