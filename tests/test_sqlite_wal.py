@@ -21,8 +21,8 @@ from abstractruntime import (
     SqliteRunStore,
     StoreCorrupt,
 )
-from abstractruntime.storage.sqlite import database as database_module
 from abstractruntime.storage.sqlite import checkpoints, schema, watch
+from abstractruntime.storage.sqlite import database as database_module
 from abstractruntime.storage.sqlite.checkpoints import Checkpoint, LogKeeper
 
 from . import desks
