@@ -47,7 +47,7 @@ def coerced(value: Any, annotation: Any, path: str) -> Any:
         if annotation is kind:
             return convert(value, path)
     kind = origin or annotation
-    if not isinstance(kind, type) or kind is object:
+    if annotation is Any or kind is object or not isinstance(kind, type):
         return value
     if issubclass(kind, Enum):
         named = {member.name: member for member in kind} | {str(member.value): member for member in kind}

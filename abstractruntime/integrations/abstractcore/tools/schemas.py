@@ -63,7 +63,8 @@ def fields_of(annotation: Any) -> dict[str, tuple[Any, bool]] | None:
     if is_typeddict(annotation):
         required = annotation.__required_keys__
         hints = get_type_hints(annotation, include_extras=True)
-        return {name: (kind, name in required) for name, kind in hints.items()}
+        marks = {NotRequired: False, Required: True}  # these are not among __required_keys__ when written as text
+        return {name: (kind, marks.get(get_origin(kind), name in required)) for name, kind in hints.items()}
     if dataclasses.is_dataclass(annotation):
         hints = get_type_hints(annotation, include_extras=True)
         unset = dataclasses.MISSING

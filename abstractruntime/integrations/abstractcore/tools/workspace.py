@@ -138,6 +138,14 @@ def confined(call: Mapping[str, Any], vars: Mapping[str, Any]) -> dict[str, Any]
         return f"Workspace: {error}"
 
 
+async def aconfined(call: Mapping[str, Any], vars: Mapping[str, Any]) -> dict[str, Any] | str:
+    """`confined` without blocking the event loop: the disk is read in a thread, and only for file tools."""
+    if str(call.get("name") or "").strip() not in _RULES or not vars.get("workspace_root"):
+        return dict(call)
+    found: dict[str, Any] | str = await _THREADS.run(confined, call, vars)
+    return found
+
+
 @contextmanager
 def in_workspace(vars: Mapping[str, Any]) -> Iterator[None]:
     """Let every executor of ours that is asked inside the block check each call again, just before it begins.
@@ -154,9 +162,9 @@ def in_workspace(vars: Mapping[str, Any]) -> Iterator[None]:
 async def confined_here(name: str, arguments: Any) -> Any | Refused:
     """The arguments as `in_workspace` around this code wants them, or why it refuses them."""
     vars = _VARS.get()
-    if vars is None or name not in _RULES or not vars.get("workspace_root"):
+    if vars is None:
         return arguments
-    found = await _THREADS.run(confined, {"name": name, "arguments": arguments}, vars)
+    found = await aconfined({"name": name, "arguments": arguments}, vars)
     return Refused(found) if isinstance(found, str) else found["arguments"]
 
 
