@@ -16,7 +16,13 @@ from abstractruntime.integrations.abstractcore.default_tools import (
     get_default_tools,
     list_default_tool_specs,
 )
-from abstractruntime.integrations.abstractcore.tool_executor import AbstractCoreToolExecutor, tool_options
+from abstractruntime.integrations.abstractcore.tool_executor import (
+    AbstractCoreToolExecutor,
+    MappingToolExecutor,
+    tool_options,
+)
+
+from .scripted_mcp import COMMAND
 
 
 @pytest.fixture
@@ -41,17 +47,15 @@ async def test_registered_tools_are_executed_and_looked_up_at_each_call(registry
     executor = AbstractCoreToolExecutor(timeout_s=30)
     assert (await executor.aexecute(tool_calls=[call("add", a=1)]))["results"][0]["error"] == "Tool 'add' not found"
 
-    @tool(description="Add.")
     def add(a: int, b: int = 1) -> int:
         return a + b
 
-    @tool(description="Say it later.")
     async def later(text: str) -> str:
         await asyncio.sleep(0)
         return text
 
-    registry.register(add)
-    registry.register(later)
+    registry.register(tool(description="Add.")(add))
+    registry.register(tool(description="Say it later.")(later))
     answer = await executor.aexecute(tool_calls=[call("add", a="2"), call("later", text="hi")])
     assert [result["output"] for result in answer["results"]] == [3, "hi"]  # a number for a text; no coroutine
     assert [spec["name"] for spec in executor.tool_specs()] == ["add", "later"]
@@ -148,3 +152,32 @@ for need in (
         raise AssertionError(need)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_abstractcore_tells_a_model_of_our_tools_with_what_is_required(registry):
+    from abstractcore.tools import create_handler
+
+    def find(query: str, limit: int | None = None, kinds: list[str] | None = None) -> str:
+        """Find things."""
+        return query
+
+    specs = MappingToolExecutor.from_tools([find]).tool_specs()
+    (native,) = create_handler("qwen3-4b").prepare_tools_for_native(specs)
+    parameters = native["function"]["parameters"]
+    assert parameters["required"] == ["query"]
+    assert parameters["properties"]["limit"]["type"] == "integer"
+    assert parameters["properties"]["kinds"]["items"] == {"type": "string"}
+
+
+def test_a_tool_that_hangs_and_a_server_that_nobody_closed_keep_no_program_alive():
+    program = """
+import sys, threading
+from abstractruntime.integrations.abstractcore.tool_executor import MappingToolExecutor, McpToolExecutor
+server = McpToolExecutor(server_id="s", command=[sys.executable, sys.argv[1]])
+print(server.execute(tool_calls=[{"name": "pid"}])["results"][0]["output"])
+tools = MappingToolExecutor({"hangs": threading.Event().wait}, timeout_s=0.05)
+result = tools.execute(tool_calls=[{"name": "hangs"}])["results"][0]
+assert result["meta"] == {"outcome": "unknown"}, result
+"""
+    command = [sys.executable, "-c", program, COMMAND[-1]]
+    assert subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout.strip().isdecimal()

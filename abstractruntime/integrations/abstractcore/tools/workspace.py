@@ -63,6 +63,7 @@ _PASSED_OVER = frozenset({".git", ".hg", ".svn", ".venv", "venv", "env", "node_m
 #: the vars of the run whose workspace counts here
 _VARS: ContextVar[Mapping[str, Any] | None] = ContextVar("abstractruntime_workspace", default=None)
 _THREADS = WorkerThreads(8)
+_MOST_LINKS = 40
 _MODES = ("workspace_only", "workspace_or_allowed", "all_except_ignored")
 
 
@@ -218,13 +219,18 @@ def _several(value: Any, name: str) -> list[str]:
 
 
 def _real(path: str, start: str) -> str:
+    """The path with all links resolved; of a link that leads to itself nothing can be opened, and it stays."""
     try:
         whole = os.path.join(start, os.path.expanduser(path))
         os.fsencode(whole)
-        real = os.path.realpath(whole)
+        for _ in range(_MOST_LINKS):  # behind a link to itself, realpath leaves the rest of a path unresolved
+            real = os.path.realpath(whole)
+            if real == whole:
+                return real
+            whole = real
     except (OSError, ValueError) as error:
         raise Refused(f"{path!r:.80} is no path: {error}") from error
-    return real
+    raise Refused(f"{path!r:.80} leads through too many links")
 
 
 def _is_under(path: str, folder: str) -> bool:
