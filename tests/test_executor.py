@@ -135,6 +135,19 @@ async def test_whatever_a_tool_raises_is_its_result_and_the_next_call_runs(kind)
         assert kind.__name__ in results[1]["error"] or "RuntimeError" in results[1]["error"]  # StopIteration in async
 
 
+async def test_a_tool_that_cancels_its_own_task_has_an_unknown_outcome_and_the_next_call_runs():
+    async def suicidal() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    executor = MappingToolExecutor.from_tools([suicidal, add])
+    results = (await executor.aexecute(tool_calls=[call("suicidal"), call("add", a=1)]))["results"]
+    assert results[0]["meta"] == {"outcome": "unknown"}
+    assert results[1]["output"] == 2
+
+
 async def test_unknown_nameless_and_misshapen_calls_get_errors_and_the_others_run():
     executor = MappingToolExecutor.from_tools([add])
     calls: list[Any] = [call("nope"), {"arguments": {}}, "text", call("add", a=1)]

@@ -70,6 +70,18 @@ async def test_registered_tools_are_executed_and_looked_up_at_each_call(registry
     assert await asyncio.to_thread(executor.execute, tool_calls=[]) == {"mode": "executed", "results": []}
 
 
+def test_a_definition_that_was_registered_says_what_the_model_is_told(registry):
+    from abstractcore.tools import ToolDefinition
+
+    def function(a: int) -> int:
+        """Another text."""
+        return a
+
+    registry.register(ToolDefinition(name="named", description="Told.", parameters={}, function=function))
+    (spec,) = AbstractCoreToolExecutor().tool_specs()
+    assert spec == {"name": "named", "description": "Told.", "parameters": {"a": {"type": "integer"}}}
+
+
 async def test_a_tool_that_raises_a_type_error_is_called_once_and_keeps_its_error(registry):
     """AbstractCore's own registry would call it again with other arguments."""
     calls = []

@@ -268,6 +268,31 @@ def test_arguments_that_cannot_be_are_refused_with_all_that_is_wrong(arguments, 
     assert said in error
 
 
+def test_types_that_cannot_be_resolved_or_refuse_what_they_are_given_break_nothing():
+    @dataclasses.dataclass
+    class Strict:
+        n: int
+
+        def __post_init__(self) -> None:
+            raise LookupError("never")
+
+    @dataclasses.dataclass
+    class Local:
+        other: Strict  # written as text, and known only here
+
+    def tool(local: Local, strict: Strict) -> str:
+        return "called"
+
+    tool.__annotations__.update(local=Local, strict=Strict)
+    assert specs(tool)[0]["parameters"]["local"] == {
+        "type": "object",
+        "properties": {"other": {}},
+        "required": ["other"],
+    }
+    result = run(tool, {"local": {"other": 1}, "strict": {"n": 1}})
+    assert result["error"] == "Invalid arguments of tool 'tool': strict: never"
+
+
 def test_kinds_of_parameters_are_given_as_python_wants_them():
     def kinds(a: int, b: int = 5, /, c: int = 6, *, d: int = 7, **more: Any) -> list[Any]:
         return [a, b, c, d, more]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -102,14 +103,13 @@ ESCAPES = [
 
 
 @pytest.mark.parametrize("path", ESCAPES)
-@pytest.mark.parametrize("name", ["file_path", "filePath", "FILE-NAME", "path", "file", "Path"])
-def test_no_path_leads_out_under_any_spelling_of_the_name(place, path, name):
+def test_no_path_leads_out_under_any_spelling_of_the_name(place, path):
     with_links(place)
-    for tool in ("read_file", "write_file", "edit_file", "analyze_code"):
-        assert check(tool, {name: path}, vars_of(place)).startswith("Workspace: ")
-    assert check("read_file", {"arguments": {name: path}}, vars_of(place)).startswith("Workspace: ")
-    if "\ud800" not in path:
-        text = f'{{"arguments": {{"{name}": "{path}"}}}}'.replace("\0", "\\u0000")
+    for name in ("file_path", "filePath", "FILE-NAME", "path", "file", "Path"):
+        for tool in ("read_file", "write_file", "edit_file", "analyze_code"):
+            assert check(tool, {name: path}, vars_of(place)).startswith("Workspace: ")
+        assert check("read_file", {"arguments": {name: path}}, vars_of(place)).startswith("Workspace: ")
+        text = json.dumps({"arguments": {name: path}})
         assert check("read_file", text, vars_of(place)).startswith("Workspace: ")
     assert check("skim_files", {"paths": ["a.txt", path]}, vars_of(place)).startswith("Workspace: ")
     assert check("execute_command", {"command": "ls", "working_directory": path}, vars_of(place)).startswith("Work")

@@ -55,6 +55,8 @@ _PATHS = frozenset(
         "path", "paths", "filepath", "filepaths", "filename", "filenames", "file", "files", "directorypath",
         "directory", "directories", "dir", "folder", "folders", "folderpath", "folderpaths", "workingdirectory",
         "workingdir", "workdir", "cwd", "root", "rootpath", "target", "targetpath", "source", "destination",
+        "targetfile", "sourcefile", "sourcepath", "inputfile", "inputpath", "outputfile", "outputpath", "relativepath",
+        "absolutepath", "fullpath", "location", "filelocation",
     }
 )  # fmt: skip
 _SEVERAL = frozenset({"paths", "filepaths", "filenames", "files", "directories", "folders", "folderpaths"})
