@@ -105,11 +105,13 @@ class MappingToolExecutor(BatchExecutor):
     """
 
     def __init__(self, tool_map: Mapping[str, Callable[..., Any]], *, timeout_s: float | None = None) -> None:
-        """Tools by the names that the model uses. Raises ValueError for a value that cannot be called."""
+        """Tools by the names that the model uses. Raises ValueError for what cannot be called and for a name twice."""
         super().__init__(timeout_s=timeout_s)
         self._tools: dict[str, Tool] = {}
         for name, function in tool_map.items():
             tool = tool_of(function, name)
+            if tool.name in self._tools:
+                raise ValueError(f"Two tools are named {tool.name!r}")
             self._tools[tool.name] = tool
 
     @classmethod
