@@ -130,6 +130,10 @@ class Engine:
     def _is_ticked(self, run_id: str) -> bool:
         return run_id in self._turns
 
+    def ticked(self) -> list[str]:
+        """The runs of which a tick is under way, or waits for its turn."""
+        return list(self._turns)
+
     async def _visit_child(self, workflow: WorkflowSpec[Any], run_id: str, family: Family) -> RunState:
         if self._is_ticked(run_id):  # who waits for another's tick may wait for its own
             return (await self._journal.load(run_id)).run
