@@ -40,6 +40,7 @@ from .reading import ReadsRuns
 from .starting import difference, identity_of, seeded
 from .storage.finder import StoreFinder
 from .storage.joining import join
+from .storage.opening import OpenedStores, open_stores
 
 #: sync effect handlers that one runtime runs at the same time
 MAX_HANDLER_THREADS = 64
@@ -104,6 +105,7 @@ class AsyncRuntime(
         enforce_limits: EnforceLimits = None,
     ) -> None:
         self._snapshot_store = snapshot_store
+        self._opened: OpenedStores | None = None
         self._run_store, self._ledger_store = run_store, ledger_store
         self._clock = clock or SYSTEM_CLOCK
         self._ctx: RunContext = context if context is not None else DefaultRunContext(self._clock)
@@ -177,6 +179,21 @@ class AsyncRuntime(
             enforce_limits=enforce_limits,
         )
 
+    @classmethod
+    def open(cls, url: str, **options: Any) -> AsyncRuntime:
+        """A runtime with run, ledger, artifact and snapshot stores of one kind, which it closes with itself.
+
+        `"memory:"`; `"sqlite:///runs.db"`, with artifacts in the folder `runs.db.artifacts` beside it; or
+        `"files:./data"`, all in one folder. `options` are those of the constructor. Raises ValueError for another URL.
+
+        >>> async with AsyncRuntime.open("sqlite:///runs.db") as rt:
+        ...     state = await rt.run(workflow)
+        """
+        opened = open_stores(url).as_async()
+        runtime = cls(**{**opened.given(), **options})
+        runtime._opened = opened
+        return runtime
+
     async def __aenter__(self) -> AsyncRuntime:
         return self
 
@@ -186,10 +203,15 @@ class AsyncRuntime(
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Hand back the effects in flight, give up the lease, end who follows. The stores stay open: they are yours."""
+        """Hand back the effects in flight, give up the lease, end who follows.
+
+        The stores stay open: they are yours. Those of a runtime that was made by `open` are closed.
+        """
         self._following.close()
         await self._engine.stop()
         await self._leases.close()
+        if self._opened is not None:
+            await self._opened.aclose()
 
     # -- moving runs
 

@@ -17,6 +17,7 @@ from .core.spec import RunContext, WorkflowSpec
 from .following import Follower, LedgerEntry, blocking_entries
 from .node_errors import OnNodeError
 from .runtime import AsyncRuntime
+from .storage.opening import open_stores
 
 
 class Runtime:
@@ -84,6 +85,14 @@ class Runtime:
             enforce_limits=enforce_limits,
         )
 
+    @classmethod
+    def open(cls, url: str, **options: Any) -> Runtime:
+        """See `AsyncRuntime.open`; its stores are the blocking ones."""
+        opened = open_stores(url)
+        runtime = cls(**{**opened.given(), **options})
+        runtime.aio._opened = opened
+        return runtime
+
     def __enter__(self) -> Runtime:
         return self
 
@@ -94,6 +103,7 @@ class Runtime:
 
     def close(self) -> None:
         """Hand back the effects in flight, give up the lease, end who follows. The stores stay open: they are yours.
+        Those of a runtime that was made by `open` are closed.
 
         A program that forgets it still exits; others then learn that its runs are free when they notice that its
         process is gone, or when its lease has run out.

@@ -59,6 +59,7 @@ FLOORS = (
     ("managing", "deleting", "emitting", "history", "holding", "limiting"),
     ("runtime",),
     ("sync",),
+    ("scheduler",),
     ("testing",),
 )
 FLOOR_OF = {place: floor for floor, places in enumerate(FLOORS) for place in places}

@@ -55,8 +55,7 @@ class Loaded(Struct, kw_only=True, gc=False):
 
 
 class Due(Struct, frozen=True, kw_only=True, gc=False):
-    """A run that can move. `between` is true of one that runs and that nobody holds: somebody may be between two of its
-    commits, or nobody is at it."""
+    """A run that can move. With `between`, somebody may be at it and between two of its commits, or nobody is."""
 
     run_id: str
     workflow_id: str
@@ -118,9 +117,8 @@ class Backend(Protocol):
     async def due(self, now: str, *, limit: int, passing: Collection[str] = (), owner: str = "") -> list[Due]:
         """Runs but for `passing` that can move at this instant, some of each kind.
 
-        They run, and no owner that is alive holds them, `owner` itself set aside, and no later attempt is due; their
-        timer or deadline has come; a message they wait for is there; a run that they wait for has ended; or something
-        was asked of them.
+        They run, and no later attempt is due; their timer or deadline has come; a message they wait for is there; a run
+        that they wait for has ended; or something was asked of them. `owner` is who asks: it knows what itself is at.
         """
 
     async def next_due(self, after: str) -> str | None:

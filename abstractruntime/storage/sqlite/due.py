@@ -25,7 +25,7 @@ def due(
     owner: str,
     is_held: Callable[[str], bool],
 ) -> list[Due]:
-    """Runs that can move at this instant. `is_held` says whether the process of an owner lives."""
+    """Runs that can move at this instant. `is_held` says whether the process of an owner lives, `owner` is who asks."""
     owners = connection.execute(_OWNERS_ALIVE, (micros(now),)).fetchall()
     alive = [other for (other,) in owners if other != owner and is_held(other)]
     wanted = {

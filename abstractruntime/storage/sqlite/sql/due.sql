@@ -1,10 +1,12 @@
 -- What can move now, one statement per reason; each is led by an index that holds nothing else. :passing and :alive are
--- JSON arrays: of runs that are not asked for, and of owners that are at theirs.
+-- JSON arrays: of runs that are not asked for, and of other owners that live.
 
 -- name: due_running
-SELECT r.run_id, r.workflow_id, s.revision, s.owner IS NULL FROM states s CROSS JOIN runs r ON r.id = s.id
+-- A step does not say who holds its run: its last owner, while that one lives, may be at it or not.
+SELECT r.run_id, r.workflow_id, s.revision,
+s.due = '' AND (s.owner IS NULL OR s.owner IN (SELECT value FROM json_each(:alive)))
+FROM states s CROSS JOIN runs r ON r.id = s.id
 WHERE s.due <= :now
-AND (s.owner IS NULL OR s.owner NOT IN (SELECT value FROM json_each(:alive)))
 AND r.run_id NOT IN (SELECT value FROM json_each(:passing))
 ORDER BY s.due, s.id LIMIT :limit;
 
@@ -31,9 +33,9 @@ ORDER BY w.run LIMIT :limit;
 
 -- name: due_requests
 -- Whoever performs the effect of a run hears by itself what is asked of it.
-SELECT r.run_id, r.workflow_id, s.revision, 0 FROM states s CROSS JOIN runs r ON r.id = s.id
+SELECT r.run_id, r.workflow_id, s.revision, s.owner IN (SELECT value FROM json_each(:alive))
+FROM states s CROSS JOIN runs r ON r.id = s.id
 WHERE s.requested > 0
-AND (s.owner IS NULL OR s.owner NOT IN (SELECT value FROM json_each(:alive)))
 AND r.run_id NOT IN (SELECT value FROM json_each(:passing))
 ORDER BY s.id LIMIT :limit;
 

@@ -1,6 +1,6 @@
 -- What a driver looks for. due is of runs that run: '' for one that may be moved at once, the instant of its next attempt
--- as text, else NULL. Only a write that also says who holds the run sets it, so a step never touches its index. A run
--- that was between two attempts is looked at once, and then waits as it did.
+-- as text, else NULL. Only writes set it that begin or end such a pause, or a rest, so a step never touches its index. A
+-- run that was between two attempts is looked at once, and then waits as it did.
 ALTER TABLE states ADD COLUMN due TEXT;
 UPDATE states SET due = '' WHERE rest_at IS NULL;
 CREATE INDEX states_due ON states (due, id) WHERE due IS NOT NULL;

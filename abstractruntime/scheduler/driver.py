@@ -1,0 +1,323 @@
+"""The driver: asks the store what can move, starts ticks, and sleeps until the next thing is due.
+
+A run that waits is nothing here, neither a task nor an entry: the store knows when it is due. What happens in this
+process is heard of through the journal, at its commit; for what others write the store is asked again from time to
+time. Two drivers on one store need no agreement: the guard of each commit says who was first, and a run that may be in
+the hands of another is touched only when it has not moved for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+from threading import get_ident
+from typing import Any
+
+import anyio
+
+from ..core.backend import Due
+from ..core.clock import iso, parse_instant
+from ..core.errors import StoreClosed, StoreError
+from ..core.models import TERMINAL, RunState, RunStatus
+from ..core.shielding import finish
+from ..core.spec import WorkflowSpec
+from ..runtime import AsyncRuntime
+from ..storage.listing import attempt_due
+from .asides import Asides
+from .stats import SchedulerStats
+
+log = logging.getLogger("abstractruntime.scheduler")
+
+#: rows that the store is asked for at once
+PAGE = 500
+
+#: seconds that cancelled ticks may take to hand their effects back
+HANDING_BACK = 30.0
+
+
+class Driver:
+    """Moves the runs of one runtime. Everything but `_saw` happens on the loop that it was started on."""
+
+    def __init__(
+        self,
+        runtime: AsyncRuntime,
+        registry: Any,
+        *,
+        poll_interval_s: float,
+        concurrency: int,
+        max_steps: int,
+        give_up_after: int,
+        eager: bool,
+        max_errors_kept: int,
+        on_run_resumed: Callable[[RunState], Any] | None,
+        on_run_failed: Callable[[str, Exception], Any] | None,
+    ) -> None:
+        for name, value in (("concurrency", concurrency), ("max_steps", max_steps), ("give_up_after", give_up_after)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value!r}.")
+        if not 0 < poll_interval_s < inf:
+            raise ValueError(f"poll_interval_s must be above 0, found {poll_interval_s!r}.")
+        self.runtime, self.registry, self.stats = runtime, registry, SchedulerStats()
+        self._journal, self._engine, self._leases = runtime._journal, runtime._engine, runtime._leases
+        self._clock = runtime._clock
+        self._poll, self._concurrency, self._max_steps = poll_interval_s, concurrency, max_steps
+        self._eager, self._errors_kept = eager, max_errors_kept
+        self._on_resumed, self._on_failed = on_run_resumed, on_run_failed
+        self._asides = Asides(pause=poll_interval_s, give_up_after=give_up_after)
+        #: what is to be ticked next, in order, and what is being ticked
+        self._ready: dict[str, Due] = {}
+        self._running: dict[str, asyncio.Task[bool]] = {}
+        #: by their parents that are being ticked, new runs that those may drive themselves
+        self._children: dict[str, dict[str, Due]] = {}
+        #: when the store is to be asked again, by the monotonic clock
+        self._look_at = 0.0
+        self._stopping = False
+        self._main: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ident = 0
+        self._nap: anyio.CancelScope | None = None
+        self._rung = False
+
+    @abstractmethod
+    async def tick(self, workflow: WorkflowSpec[Any], run_id: str) -> RunState:
+        """Move a run."""
+
+    @abstractmethod
+    async def tell(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Call what the host gave us."""
+
+    # -- beginning and end
+
+    def begin(self) -> None:
+        """Start to drive, in a task of the running loop. Raises RuntimeError when it drives already."""
+        if self.drives:
+            raise RuntimeError("This scheduler is running already. Stop it first, or make another one.")
+        self._loop, self._ident = asyncio.get_running_loop(), get_ident()
+        self._stopping, self._look_at = False, 0.0
+        self._journal.overseers.add(self._saw)
+        self._main = self._loop.create_task(self._drive_on(), name="abstractruntime-scheduler")
+
+    @property
+    def drives(self) -> bool:
+        """Whether it is at work."""
+        return self._main is not None and not self._main.done()
+
+    async def end(self, within: float) -> None:
+        """Start nothing more, wait so long for what is under way, then cancel it: its effects are handed back."""
+        self._stopping = True
+        self._journal.overseers.discard(self._saw)
+        self._ready.clear()
+        self._children.clear()
+        main, self._main = self._main, None
+        if main is not None:
+            main.cancel()
+            await asyncio.wait([main])
+        tasks = set(self._running.values()) - {asyncio.current_task()}
+        if tasks and within > 0:
+            await asyncio.wait(tasks, timeout=within)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await finish(asyncio.wait(tasks), within=HANDING_BACK)
+
+    # -- hearing
+
+    def _saw(self, run: RunState) -> None:
+        """A commit of this process is durable. Called from any thread."""
+        loop = self._loop
+        if get_ident() == self._ident:
+            self._hear(run)
+        elif loop is not None:
+            with suppress(RuntimeError):  # it was closed: nobody drives any more
+                loop.call_soon_threadsafe(self._hear, run)
+
+    def _hear(self, run: RunState) -> None:
+        """See what follows from a commit; what is missed here is found by the next look."""
+        if run.status in TERMINAL:
+            self._asides.forget(run.run_id)
+            self._forget_child(run)
+            if run.parent_run_id and run.parent_run_id not in self._running:
+                self._asides.forget(run.parent_run_id)
+                self._look_by(0.0)
+            return
+        waits = run.status is RunStatus.WAITING
+        at = (run.waiting.until if run.waiting else None) if waits else attempt_due(run)
+        if at:
+            self._look_by(self._when(at))
+        if run.run_id in self._running or self._is_ticked(run.run_id):
+            self._forget_child(run)
+            return
+        self._asides.forget(run.run_id)
+        held = run.intent is not None and run.intent.token is not None
+        if at == "" and not held and self._eager:
+            if run.parent_run_id and run.parent_run_id in self._running:
+                self._children.setdefault(run.parent_run_id, {})[run.run_id] = _row(run)
+                return
+            self._ready[run.run_id] = _row(run)
+            self._ring()
+
+    def _forget_child(self, run: RunState) -> None:
+        """It is in the hands of its parent, or has ended."""
+        self._children.get(run.parent_run_id or "", {}).pop(run.run_id, None)
+
+    def _when(self, at: str) -> float:
+        """An instant by the monotonic clock."""
+        return self._clock.monotonic() + (parse_instant(at) - self._clock.now()).total_seconds()
+
+    def _is_ticked(self, run_id: str | None) -> bool:
+        return run_id is not None and self._engine.is_ticked(run_id)
+
+    def _look_by(self, at: float) -> None:
+        if at < self._look_at:
+            self._look_at = at
+            self._ring()
+
+    def _ring(self) -> None:
+        self._rung = True  # first this and then the look at the nap; `_sleep` does it the other way around
+        scope, loop = self._nap, self._loop
+        if scope is not None and loop is not None:
+            with suppress(RuntimeError):  # that loop was closed: nobody sleeps there any more
+                loop.call_soon_threadsafe(scope.cancel)
+
+    # -- driving
+
+    async def _drive_on(self) -> None:
+        while not self._stopping:
+            self._rung = False
+            if len(self._ready) < self._concurrency and self._clock.monotonic() >= self._look_at:
+                try:
+                    await self.look()
+                except StoreClosed:
+                    log.error("The store was closed under a scheduler that runs; it ends. Stop it first.")
+                    return
+                except StoreError as error:
+                    log.warning("The store cannot say what is due, it is asked again in %g s: %s", self._poll, error)
+            await self._launch()
+            await self._sleep()
+
+    async def _sleep(self) -> None:
+        with anyio.CancelScope() as scope:
+            self._nap = scope
+            try:
+                if not self._rung:
+                    full = len(self._ready) >= self._concurrency
+                    seconds = self._poll if full else self._look_at - self._clock.monotonic()
+                    await self._clock.sleep(max(0.0, min(self._poll, seconds)))
+            finally:
+                self._nap = None
+
+    async def look(self) -> None:
+        """Ask the store what can move now, and when something next will."""
+        start, now = self._clock.monotonic(), iso(self._clock.now())
+        self._look_at = start + self._poll
+        self.stats.poll_cycles, self.stats.last_poll_at = self.stats.poll_cycles + 1, now
+        self._asides.sweep(start)
+        backend = self._journal.stored
+        passing = {*self._running, *self._ready, *self._engine.ticked(), *self._asides.resting(start)}
+        rows = await backend.due(now, limit=PAGE, passing=passing, owner=self._leases.owner)
+        wary = backend.shared or not self._eager
+        for row in rows:
+            if row.run_id not in self._running and self._asides.admits(row, start, wary=wary):
+                self._ready.setdefault(row.run_id, row)
+        at = await backend.next_due(now)
+        if at is not None:
+            self._look_by(self._when(at))
+        self._look_by(start if len(rows) == PAGE else self._asides.next_end(start))
+
+    async def _launch(self) -> None:
+        """Start ticks of what is ready, as far as there is room."""
+        while self._ready and len(self._running) < self._concurrency and not self._stopping:
+            await self._begin_tick(self._ready.pop(next(iter(self._ready))))
+
+    async def _begin_tick(self, row: Due) -> asyncio.Task[bool] | None:
+        if row.run_id in self._running or self._is_ticked(row.run_id):
+            return None  # whoever is at it moves it; else it is found again
+        workflow = self.registry.get(row.workflow_id)
+        if workflow is None:
+            await self._unknown(row)
+            return None
+        task = asyncio.get_running_loop().create_task(self._move(workflow, row), name="abstractruntime-tick")
+        self._running[row.run_id] = task
+        return task
+
+    async def poll(self) -> int:
+        """Tick what can move now, each run once, and wait for it; how many moved."""
+        self._stopping = self._stopping and self.drives
+        await self.look()
+        rows, tasks = list(self._ready.values()), []
+        self._ready.clear()
+        for row in rows:
+            while len(self._running) >= self._concurrency:
+                await asyncio.wait(set(self._running.values()), return_when=asyncio.FIRST_COMPLETED)
+            tasks.append(await self._begin_tick(row))
+        return sum(await asyncio.gather(*(task for task in tasks if task is not None)))
+
+    async def _move(self, workflow: WorkflowSpec[Any], row: Due) -> bool:
+        run_id = row.run_id
+        try:
+            state = await self.tick(workflow, run_id)
+        except Exception as error:  # a boundary: a run that raises is tried again later, the others go on
+            await self._failed(run_id, error)
+            return False
+        else:
+            return await self._moved(row, state)
+        finally:
+            del self._running[run_id]
+            for child in self._children.pop(run_id, {}).values():
+                self._ready.setdefault(child.run_id, child)
+            self._ring()
+
+    async def _moved(self, row: Due, state: RunState) -> bool:
+        if state.revision == row.revision:  # somebody else is at it, or it is paused
+            if state.status not in TERMINAL:
+                self._asides.unmoved(row.run_id, state.revision, self._clock.monotonic())
+            return False
+        self._asides.forget(row.run_id)
+        self.stats.runs_resumed += 1
+        await self._told(self._on_resumed, state)
+        if attempt_due(state) == "" and not self._stopping:  # behind the others
+            self._ready[row.run_id] = _row(state)
+        return True
+
+    async def _failed(self, run_id: str, error: Exception) -> None:
+        counts = not isinstance(error, StoreError)
+        goes_on = self._asides.failed(run_id, self._clock.monotonic(), counts=counts)
+        log.warning("Run %s: %s", run_id, "tried again later" if goes_on else "left alone", exc_info=error)
+        self.stats.runs_failed += 1
+        await self._note(run_id, error)
+
+    async def _unknown(self, row: Due) -> None:
+        if self._asides.unknown(row.run_id, self._clock.monotonic()):
+            error = KeyError(f"Workflow {row.workflow_id!r} is not registered, so the run is left where it is.")
+            log.warning("Run %s: %s", row.run_id, error.args[0])
+            await self._note(row.run_id, error)
+
+    async def _note(self, run_id: str, error: Exception) -> None:
+        errors = self.stats.errors
+        errors.append(f"{iso(self._clock.now())}: Run {run_id}: {error}")
+        del errors[: max(0, len(errors) - self._errors_kept)]
+        await self._told(self._on_failed, run_id, error)
+
+    async def _told(self, callback: Callable[..., Any] | None, *args: Any) -> None:
+        if callback is None:
+            return
+        try:
+            await self.tell(callback, *args)
+        except Exception:  # a boundary: what a host does with the news does not stop the others
+            log.exception("A callback of a scheduler failed")
+
+
+def _row(run: RunState) -> Due:
+    return Due(run_id=run.run_id, workflow_id=run.workflow_id, revision=run.revision, between=False)
+
+
+async def told_here(callback: Callable[..., Any], *args: Any) -> None:
+    """Call it here; await what it returns, where that is to be awaited."""
+    result = callback(*args)
+    if inspect.isawaitable(result):
+        await result
