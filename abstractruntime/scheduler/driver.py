@@ -149,10 +149,11 @@ class Driver:
         at = (run.waiting.until if run.waiting else None) if waits else attempt_due(run)
         if at:
             self._look_by(self._when(at))
-        if run.run_id in self._running or self._is_ticked(run.run_id):
+        if run.run_id not in self._running:
+            self._asides.forget(run.run_id)
+        if self._is_ticked(run.run_id):
             self._forget_child(run)
             return
-        self._asides.forget(run.run_id)
         held = run.intent is not None and run.intent.token is not None
         if at == "" and not held and self._eager:
             if run.parent_run_id and run.parent_run_id in self._running:
