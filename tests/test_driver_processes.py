@@ -18,7 +18,7 @@ from .driving_worker import WORKFLOW
 from .scale import scaled
 
 ROOT = Path(__file__).parent.parent
-RUNS = scaled(100, 1_000)
+RUNS = scaled(200, 2_000)
 Process = subprocess.Popen[str]
 
 

@@ -72,8 +72,9 @@ class Driver:
         #: what is to be ticked next, in order, and what is being ticked
         self._ready: dict[str, Due] = {}
         self._running: dict[str, asyncio.Task[bool]] = {}
-        #: by their parents that are being ticked, new runs that those may drive themselves
-        self._children: dict[str, dict[str, Due]] = {}
+        #: by runs that are being ticked, what is to be ticked after them: children that they may drive themselves, or
+        #: they again, because somebody did something to them when their tick was over
+        self._after: dict[str, dict[str, Due]] = {}
         #: when the store is to be asked again, by the monotonic clock
         self._look_at = 0.0
         self._stopping = False
@@ -112,7 +113,7 @@ class Driver:
         self._stopping = True
         self._journal.overseers.discard(self._saw)
         self._ready.clear()
-        self._children.clear()
+        self._after.clear()
         main, self._main = self._main, None
         if main is not None:
             main.cancel()
@@ -138,9 +139,11 @@ class Driver:
 
     def _hear(self, run: RunState) -> None:
         """See what follows from a commit; what is missed here is found by the next look."""
+        if self._stopping:
+            return
         if run.status in TERMINAL:
             self._asides.forget(run.run_id)
-            self._forget_child(run)
+            self._is_at_it(run)
             if run.parent_run_id and run.parent_run_id not in self._running:
                 self._asides.forget(run.parent_run_id)
                 self._look_by(0.0)
@@ -152,19 +155,21 @@ class Driver:
         if run.run_id not in self._running:
             self._asides.forget(run.run_id)
         if self._is_ticked(run.run_id):
-            self._forget_child(run)
+            self._is_at_it(run)
             return
         held = run.intent is not None and run.intent.token is not None
         if at == "" and not held and self._eager:
-            if run.parent_run_id and run.parent_run_id in self._running:
-                self._children.setdefault(run.parent_run_id, {})[run.run_id] = _row(run)
+            before = next((one for one in (run.run_id, run.parent_run_id) if one in self._running), None)
+            if before is not None:
+                self._after.setdefault(before, {})[run.run_id] = _row(run)
                 return
             self._ready[run.run_id] = _row(run)
             self._ring()
 
-    def _forget_child(self, run: RunState) -> None:
-        """It is in the hands of its parent, or has ended."""
-        self._children.get(run.parent_run_id or "", {}).pop(run.run_id, None)
+    def _is_at_it(self, run: RunState) -> None:
+        """Somebody moves it, or it has ended: it is not to be ticked after anything."""
+        for before in (run.run_id, run.parent_run_id or ""):
+            self._after.get(before, {}).pop(run.run_id, None)
 
     def _when(self, at: str) -> float:
         """An instant by the monotonic clock."""
@@ -190,15 +195,17 @@ class Driver:
     async def _drive_on(self) -> None:
         while not self._stopping:
             self._rung = False
-            if len(self._ready) < self._concurrency and self._clock.monotonic() >= self._look_at:
-                try:
+            try:
+                if len(self._ready) < self._concurrency and self._clock.monotonic() >= self._look_at:
                     await self.look()
-                except StoreClosed:
-                    log.error("The store was closed under a scheduler that runs; it ends. Stop it first.")
-                    return
-                except StoreError as error:
-                    log.warning("The store cannot say what is due, it is asked again in %g s: %s", self._poll, error)
-            await self._launch()
+                await self._launch()
+            except StoreClosed:
+                log.error("The store was closed under a scheduler that runs; it ends. Stop it first.")
+                return
+            except StoreError as error:
+                log.warning("The store cannot say what is due, it is asked again in %g s: %s", self._poll, error)
+            except Exception:  # a boundary: nobody awaits this task, and the other runs are to go on
+                log.exception("A scheduler failed and goes on in %g s", self._poll)
             await self._sleep()
 
     async def _sleep(self) -> None:
@@ -269,8 +276,8 @@ class Driver:
             return await self._moved(row, state)
         finally:
             del self._running[run_id]
-            for child in self._children.pop(run_id, {}).values():
-                self._ready.setdefault(child.run_id, child)
+            for later in self._after.pop(run_id, {}).values():
+                self._ready.setdefault(later.run_id, later)
             self._ring()
 
     async def _moved(self, row: Due, state: RunState) -> bool:
