@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,8 @@ def test_every_question_is_led_by_an_index_of_its_own(name, tmp_path):
         "next_attempt": "states_due",
         "next_timer": "waits_by_due",
     }
-    values: Any = {"now": "2026", "micros": 1, "limit": 1, "passing": "[]", "alive": "[]"}
+    values: Any = dict.fromkeys(("passing", "watched", "resting", "alive", "others"), "[]")
+    values |= {"now": "2026", "micros": 1, "limit": 1}
     with SqliteDatabase(tmp_path / "x.sqlite3") as database:
         connection = database.connection()
         parameters = (1,) if "?" in QUERIES[name] else values
@@ -226,3 +228,26 @@ def test_every_question_is_led_by_an_index_of_its_own(name, tmp_path):
         connection.close()
     assert f"INDEX {indexes[name]}" in plan[0], plan
     assert not any("TEMP B-TREE" in step for step in plan), plan
+
+
+async def test_a_watched_run_comes_when_its_owner_has_died(tmp_path):
+    clock = StillClock()
+    async with (
+        AsyncRuntime.open(f"sqlite:///{tmp_path}/runs.db", clock=clock) as rt,
+        AsyncRuntime.open(f"sqlite:///{tmp_path}/runs.db", clock=clock) as other,
+    ):
+        world = World(rt, clock)
+        await world.start("held", tick=False)
+        assert await world.due(watched=["held"]) == []
+        await other._leases.ensure()
+        with sqlite3.connect(tmp_path / "runs.db") as connection:
+            connection.execute("UPDATE states SET owner = ?", (other._leases.owner,))
+        connection.close()
+        (row,) = await world.backend.due(iso(clock.now()), limit=10)
+        assert row.between
+        assert await world.due(watched=["held"]) == []
+        await other._leases.close()
+        (row,) = await world.backend.due(iso(clock.now()), limit=10, watched=["held"])
+        assert not row.between
+        assert await world.due(watched=["held"], owner=other._leases.owner) == []
+        assert await world.due(passing=["held"]) == []

@@ -114,11 +114,20 @@ class Backend(Protocol):
     async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         """Runs that a message waits for, on this stream or any, sent at `since` or later; of the oldest first."""
 
-    async def due(self, now: str, *, limit: int, passing: Collection[str] = (), owner: str = "") -> list[Due]:
-        """Runs but for `passing` that can move at this instant, some of each kind.
+    async def due(
+        self,
+        now: str,
+        *,
+        limit: int,
+        passing: Collection[str] = (),
+        watched: Collection[str] = (),
+        owner: str = "",
+    ) -> list[Due]:
+        """Runs but for `passing` and `watched` that can move at this instant, some of each kind.
 
         They run, and no later attempt is due; their timer or deadline has come; a message they wait for is there; a run
         that they wait for has ended; or something was asked of them. `owner` is who asks: it knows what itself is at.
+        Of the watched, those come all the same that run and whose owner has died.
         """
 
     async def next_due(self, after: str) -> str | None:

@@ -40,7 +40,11 @@ class Asides:
 
     def resting(self, now: float) -> list[str]:
         """Runs that are not to be looked at now."""
-        return [run_id for run_id, aside in self._asides.items() if aside.until > now]
+        return [run_id for run_id, one in self._asides.items() if one.until > now and one.revision is None]
+
+    def watched(self, now: float) -> list[str]:
+        """Runs that are not to be looked at now either, unless whoever may be at them has died."""
+        return [run_id for run_id, one in self._asides.items() if one.until > now and one.revision is not None]
 
     def next_end(self, now: float) -> float:
         """When the first of them is to be looked at again."""
@@ -53,9 +57,11 @@ class Asides:
         stood a pause before.
         """
         aside = self._asides.get(row.run_id)
-        if aside is not None and aside.revision is not None and aside.revision != row.revision:
-            del self._asides[row.run_id]
-            aside = None
+        if aside is not None and aside.revision is not None:
+            died = aside.until > now and not row.between  # else it would not have come before its time
+            if died or aside.revision != row.revision:
+                del self._asides[row.run_id]
+                aside = None
         if aside is None and wary and row.between:
             self._at(row.run_id, until=now + self._pause).revision = row.revision
             return False

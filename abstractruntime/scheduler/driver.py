@@ -227,7 +227,8 @@ class Driver:
         self._asides.sweep(start)
         backend = self._journal.stored
         passing = {*self._running, *self._ready, *self._engine.ticked(), *self._asides.resting(start)}
-        rows = await backend.due(now, limit=PAGE, passing=passing, owner=self._leases.owner)
+        watched = self._asides.watched(start)
+        rows = await backend.due(now, limit=PAGE, passing=passing, watched=watched, owner=self._leases.owner)
         wary = backend.shared or not self._eager
         for row in rows:
             if row.run_id not in self._running and self._asides.admits(row, start, wary=wary):

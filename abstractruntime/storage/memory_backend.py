@@ -75,12 +75,20 @@ class MemoryBackend:
         with self._runs._lock:
             return self._runs._streams.nudged(stream, since, limit)
 
-    async def due(self, now: str, *, limit: int, passing: Collection[str] = (), owner: str = "") -> list[Due]:
+    async def due(
+        self,
+        now: str,
+        *,
+        limit: int,
+        passing: Collection[str] = (),
+        watched: Collection[str] = (),
+        owner: str = "",
+    ) -> list[Due]:
         with self._runs._lock:
             nudged = self._runs._streams.nudged(None, EVER, len(self._runs._rows))
             rows = {run_id: row.standing for run_id, row in self._runs._rows.items()}
             asked = [run_id for run_id, row in self._runs._rows.items() if row.requests]
-        return due_among(rows, nudged, asked, now=now, limit=limit, passing=passing)
+        return due_among(rows, nudged, asked, now=now, limit=limit, passing=(*passing, *watched))
 
     async def next_due(self, after: str) -> str | None:
         with self._runs._lock:

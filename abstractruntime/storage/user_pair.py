@@ -103,9 +103,18 @@ class UserPair:
         """Nobody is."""
         return []
 
-    async def due(self, now: str, *, limit: int, passing: Collection[str] = (), owner: str = "") -> list[Due]:
+    async def due(
+        self,
+        now: str,
+        *,
+        limit: int,
+        passing: Collection[str] = (),
+        watched: Collection[str] = (),
+        owner: str = "",
+    ) -> list[Due]:
         """As far as the run store can list runs: those that run, and those whose time has come."""
-        most, passed = limit + len(passing), set(passing)
+        passed = {*passing, *watched}
+        most = limit + len(passed)
         timers = await self._listed("list_due_wait_until", now_iso=now, limit=most)
         running = await self._listed("list_runs", status=RunStatus.RUNNING, limit=most)
         rows = {run.run_id: standing_of(_unpacked(copy_of_run(run))) for run in (*timers, *running)}

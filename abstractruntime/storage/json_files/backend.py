@@ -91,13 +91,21 @@ class JsonBackend:
     async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         return await self.write(lambda folder: folder.nudged(stream, since, limit))
 
-    async def due(self, now: str, *, limit: int, passing: Collection[str] = (), owner: str = "") -> list[Due]:
+    async def due(
+        self,
+        now: str,
+        *,
+        limit: int,
+        passing: Collection[str] = (),
+        watched: Collection[str] = (),
+        owner: str = "",
+    ) -> list[Due]:
         def look(folder: Folder) -> list[Due]:
             rows = folder.runs().rows
             nudged = folder.nudged(None, EVER, len(rows))
             asked = [run_id for run_id, row in rows.items() if row.beside.requests]
             standing = {run_id: row.standing for run_id, row in rows.items()}
-            return due_among(standing, nudged, asked, now=now, limit=limit, passing=passing)
+            return due_among(standing, nudged, asked, now=now, limit=limit, passing=(*passing, *watched))
 
         return await self.write(look)
 

@@ -86,9 +86,18 @@ class SqliteBackend:
     async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         return await self.read(partial(streams.nudged, stream=stream, since=micros(since), limit=limit))
 
-    async def due(self, now: str, *, limit: int, passing: Collection[str] = (), owner: str = "") -> list[Due]:
+    async def due(
+        self,
+        now: str,
+        *,
+        limit: int,
+        passing: Collection[str] = (),
+        watched: Collection[str] = (),
+        owner: str = "",
+    ) -> list[Due]:
         held = (lambda other: True) if self._locks is None else self._locks.is_held
-        return await self.read(lambda connection: moves.due(connection, now, limit, tuple(passing), owner, held))
+        asked = moves.Asked(now=now, limit=limit, passing=[*passing], watched=[*watched], owner=owner)
+        return await self.read(lambda connection: moves.due(connection, asked, held))
 
     async def next_due(self, after: str) -> str | None:
         return await self.read(partial(moves.next_due, after=after))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+
+from msgspec import Struct
 
 from ...core.backend import Due
 from ...core.clock import instant_text, micros
@@ -17,23 +19,29 @@ _NEXT_TIMER = QUERIES["next_timer"]
 _OWNERS_ALIVE = QUERIES["owners_alive"]
 
 
-def due(
-    connection: sqlite3.Connection,
-    now: str,
-    limit: int,
-    passing: Collection[str],
-    owner: str,
-    is_held: Callable[[str], bool],
-) -> list[Due]:
-    """Runs that can move at this instant. `is_held` says whether the process of an owner lives, `owner` is who asks."""
-    owners = connection.execute(_OWNERS_ALIVE, (micros(now),)).fetchall()
-    alive = [other for (other,) in owners if other != owner and is_held(other)]
+class Asked(Struct, frozen=True, kw_only=True):
+    """The arguments of `Backend.due`."""
+
+    now: str
+    limit: int
+    passing: list[str]
+    watched: list[str]
+    owner: str
+
+
+def due(connection: sqlite3.Connection, asked: Asked, is_held: Callable[[str], bool]) -> list[Due]:
+    """Runs that can move. `is_held` says whether the process of an owner lives."""
+    at = micros(asked.now)
+    alive = [other for (other,) in connection.execute(_OWNERS_ALIVE, (at,)).fetchall() if is_held(other)]
     wanted = {
-        "now": now,
-        "micros": micros(now),
-        "limit": limit,
-        "passing": encode(list(passing)).decode(),
-        "alive": encode(alive).decode(),
+        "now": asked.now,
+        "micros": at,
+        "limit": asked.limit,
+        "passing": encode(asked.passing).decode(),
+        "resting": encode([*asked.passing, *asked.watched]).decode(),
+        "watched": encode(asked.watched).decode(),
+        "alive": encode([*alive, asked.owner]).decode(),
+        "others": encode([other for other in alive if other != asked.owner]).decode(),
     }
     found = [
         [
@@ -42,7 +50,7 @@ def due(
         ]
         for query in _REASONS
     ]
-    return by_turns(found, limit)
+    return by_turns(found, asked.limit)
 
 
 def next_due(connection: sqlite3.Connection, after: str) -> str | None:
