@@ -22,7 +22,7 @@ import anyio
 
 from ..core.backend import Due
 from ..core.clock import iso, parse_instant
-from ..core.errors import StoreClosed, StoreError
+from ..core.errors import RuntimeClosed, StoreClosed, StoreError
 from ..core.models import TERMINAL, RunState, RunStatus
 from ..core.shielding import finish
 from ..core.spec import WorkflowSpec
@@ -294,7 +294,7 @@ class Driver:
         return True
 
     async def _failed(self, run_id: str, error: Exception) -> None:
-        counts = not isinstance(error, StoreError)
+        counts = not isinstance(error, StoreError | RuntimeClosed)
         goes_on = self._asides.failed(run_id, self._clock.monotonic(), counts=counts)
         log.warning("Run %s: %s", run_id, "tried again later" if goes_on else "left alone", exc_info=error)
         self.stats.runs_failed += 1
