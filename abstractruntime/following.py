@@ -24,6 +24,9 @@ from .core.portal import drive
 #: records that are read at once
 PAGE = 200
 
+#: no ledger has so many records; stores count in 64 bits
+_MOST = 2**62
+
 
 class LedgerEntry(Struct, frozen=True, kw_only=True):
     """A record and its number, counted from 1: `follow_ledger(after=entry.offset)` goes on behind it."""
@@ -69,7 +72,7 @@ class Follower:
             raise ValueError(f"poll_seconds must be above 0, found {poll_seconds!r}.")
         self.run_id = run_id
         self._following, self._follow, self._poll_seconds = following, follow, poll_seconds
-        self._offset = max(0, after)
+        self._offset = min(max(0, after), _MOST)
         self._closings = following.closings
         #: whether the state may say that the run has ended; decoding it for every commit would be dear
         self._look = True

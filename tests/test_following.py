@@ -88,6 +88,7 @@ async def test_the_ledger_of_a_run_that_has_ended_comes_whole_and_ends(world: Wo
     assert await collect(rt, "r") == numbered(ledger)
     assert await collect(rt, "r", after=4) == numbered(ledger, 4)
     assert await collect(rt, "r", after=-3, follow=False) == numbered(ledger)
+    assert await collect(rt, "r", after=10**30) == []
     assert await collect(rt, "r", after=len(ledger)) == await collect(rt, "r", after=10_000) == []
 
 
