@@ -42,6 +42,8 @@ class Following:
         self.journal, self.clock = journal, clock
         #: how often the runtime was closed: a follower of before ends, one of later lives
         self.closings = 0
+        #: whether nobody is to follow any more
+        self.stopped = False
         self._followers: set[Follower] = set()
 
     def close(self) -> None:
@@ -49,6 +51,11 @@ class Following:
         self.closings += 1
         for follower in tuple(self._followers):
             follower.ring()
+
+    def stop(self) -> None:
+        """The same, and of those that are still to come."""
+        self.stopped = True
+        self.close()
 
     def add(self, follower: Follower) -> None:
         """Let commits of its run, and the end of the runtime, ring at this one."""
@@ -88,8 +95,8 @@ class Follower:
 
     @property
     def closed(self) -> bool:
-        """Whether the runtime was closed since."""
-        return self._closings != self._following.closings
+        """Whether the runtime was closed since, or nobody is to follow any more."""
+        return self._following.stopped or self._closings != self._following.closings
 
     def ring(self, run: RunState | None = None) -> None:
         """Something happened: a commit of the run, or the end of the runtime."""
@@ -162,6 +169,14 @@ class FollowsLedgers:
         ...     print(entry.offset, entry.record["status"])
         """
         return _entries(Follower(self._following, run_id, after=after, follow=follow, poll_seconds=poll_seconds))
+
+    def stop_following(self) -> None:
+        """End every `follow_ledger`, those that are under way and those to come; all else goes on until `aclose`.
+
+        For a server that is to shut down and waits for its open responses to end before it closes the runtime. May be
+        called from any thread, and twice.
+        """
+        self._following.stop()
 
 
 async def _entries(follower: Follower) -> AsyncGenerator[LedgerEntry, None]:

@@ -286,6 +286,24 @@ async def test_closing_the_runtime_ends_every_follower(world: World) -> None:
     assert watchers(rt) == {}
 
 
+async def test_following_can_be_stopped_while_all_else_goes_on(world: World) -> None:
+    rt = world.runtime()
+    await rt.run(QUESTION, run_id="r")
+    waiting = [asyncio.create_task(collect(rt, "r")) for _ in range(2)]
+    within = entries(rt, "r")
+    assert (await anext(within)).offset == 1
+    await eventually(lambda: len(world.clock.naps) == 2)
+    rt.stop_following()
+    rt.stop_following()
+    async with asyncio.timeout(worlds.PATIENCE):
+        assert [[entry.offset for entry in found] for found in await asyncio.gather(*waiting)] == [[1, 2]] * 2
+    assert [entry.offset async for entry in within] == []
+    assert await collect(rt, "r") == [], "nor does anybody begin"
+    assert watchers(rt) == {}
+    state = await rt.resume(workflow=QUESTION, run_id="r", wait_key=None, payload="yes")
+    assert state.status is RunStatus.COMPLETED
+
+
 async def test_a_follower_of_a_closed_runtime_and_store_ends_without_an_error(sqlite_world: World) -> None:
     rt = sqlite_world.runtime()
     await rt.run(QUESTION, run_id="r")
