@@ -281,9 +281,16 @@ def test_sigterm_ends_streams_lets_effects_finish_and_hands_back_the_others(serv
     until(lambda: first.ask("GET", "/runs/paid")["node"] == "settle")
     until(lambda: len(performances(tmp_path / "world")) == 2)
 
+    sent = threading.Event()
+
+    def trace(step: str, info: Any) -> None:
+        if step == "http11.send_request_body.complete":
+            sent.set()
+
     with ThreadPoolExecutor() as pool:
+        ticked = pool.submit(first.client.post, "/runs/hangs/tick", extensions={"trace": trace})
+        assert sent.wait(PATIENCE)
         streams = {run_id: pool.submit(lambda name: list(first.listen(name)), run_id) for run_id in ("waits", "hangs")}
-        ticked = pool.submit(first.client.post, "/runs/hangs/tick")
         until(lambda: first.said.count("/events HTTP") == 2)
         first.process.send_signal(signal.SIGTERM)
         for run_id, stream in streams.items():
