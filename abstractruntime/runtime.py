@@ -11,6 +11,7 @@ from .children import Children
 from .core import kernel
 from .core.capacity import Capacity
 from .core.clock import SYSTEM_CLOCK, Clock
+from .core.codec import DEEPEST_GIVEN
 from .core.config import EnforceLimits, RuntimeConfig, checked_mode
 from .core.errors import RevisionConflict, RunIdentityConflict, RunQuarantined, StaleResumeError
 from .core.ids import check_optional, check_run_id
@@ -41,6 +42,7 @@ from .starting import difference, identity_of, seeded
 from .storage.finder import StoreFinder
 from .storage.joining import join
 from .storage.opening import OpenedStores, open_stores
+from .subruns import Subruns
 
 #: sync effect handlers that one runtime runs at the same time
 MAX_HANDLER_THREADS = 64
@@ -137,7 +139,9 @@ class AsyncRuntime(
         threads = WorkerThreads(MAX_HANDLER_THREADS)
         listening = self._backend.listening if self._backend.atomic else None
         handlers = builtin_handlers(self._load_other, listening, lambda: self._workflow_registry)
-        handlers |= memory_handlers(self._load_other, lambda: self.artifact_store, summarizer, handlers)
+        handlers |= memory_handlers(
+            self._load_other, lambda: self.artifact_store, summarizer, handlers, lambda *run: self._subruns(*run)
+        )
         handlers |= {str(kind): adapt(handler, threads) for kind, handler in given.items()}
         return handlers
 
@@ -178,6 +182,7 @@ class AsyncRuntime(
             attach=self._attach,
             enforce_limits=enforce_limits,
         )
+        self._subruns = Subruns(engine=self._engine, stamp=self._performer.stamp, clock=self._clock)
 
     @classmethod
     def open(cls, url: str, **options: Any) -> AsyncRuntime:
@@ -310,7 +315,7 @@ class AsyncRuntime(
         `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`. The result of a
         subworkflow that the run has taken by itself meanwhile is no error: the run moves on as `tick` does.
         """
-        answer = admit(payload, "payload")
+        answer = admit(payload, "payload", deepest=DEEPEST_GIVEN)
         check_optional(resume_id, "resume_id")
         check_optional(actor_id, "actor_id")
         lookup_key = None if resume_id is None else f"resume:{resume_id}"

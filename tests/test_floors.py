@@ -56,7 +56,7 @@ FLOORS = (
     ("performer", "following", "given", "reading", "nests", "cascade"),
     ("delivering",),
     ("engine",),
-    ("managing", "deleting", "emitting", "history", "holding", "limiting"),
+    ("managing", "deleting", "emitting", "history", "holding", "limiting", "subruns"),
     ("runtime",),
     ("sync",),
     ("scheduler",),
