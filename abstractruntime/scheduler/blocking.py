@@ -70,6 +70,8 @@ class Scheduler:
     resume_event = twin(AsyncScheduler.resume_event)
     emit_event = twin(AsyncScheduler.emit_event)
     resume_subworkflow_parent = twin(AsyncScheduler.resume_subworkflow_parent)
+    quarantined = twin(AsyncScheduler.quarantined)
+    requeue = twin(AsyncScheduler.requeue)
 
     @property
     def stats(self) -> SchedulerStats:

@@ -22,13 +22,14 @@ import anyio
 
 from ..core.backend import Due
 from ..core.clock import iso, parse_instant
-from ..core.errors import RuntimeClosed, StoreClosed, StoreError
+from ..core.errors import RuntimeClosed, StoreClosed, StoreError, UnknownRun
 from ..core.models import TERMINAL, RunState, RunStatus
 from ..core.shielding import finish
 from ..core.spec import WorkflowSpec
 from ..runtime import AsyncRuntime
 from ..storage.listing import attempt_due
 from .asides import Asides
+from .quarantine import Quarantined, set_apart
 from .stats import SchedulerStats
 
 log = logging.getLogger("abstractruntime.scheduler")
@@ -269,6 +270,10 @@ class Driver:
     async def _move(self, workflow: WorkflowSpec[Any], row: Due) -> bool:
         run_id = row.run_id
         try:
+            if self._asides.is_given_up(run_id):
+                state = await self.runtime.get_state(run_id)
+                if self._asides.stands(state, self._clock.monotonic()):
+                    return False
             state = await self.tick(workflow, run_id)
         except Exception as error:  # a boundary: a run that raises is tried again later, the others go on
             await self._failed(run_id, error)
@@ -294,11 +299,45 @@ class Driver:
         return True
 
     async def _failed(self, run_id: str, error: Exception) -> None:
-        counts = not isinstance(error, StoreError | RuntimeClosed)
-        goes_on = self._asides.failed(run_id, self._clock.monotonic(), counts=counts)
+        goes_on = await self._goes_on(run_id, error)
         log.warning("Run %s: %s", run_id, "tried again later" if goes_on else "left alone", exc_info=error)
         self.stats.runs_failed += 1
         await self._note(run_id, error)
+
+    async def _goes_on(self, run_id: str, error: Exception) -> bool:
+        """Whether a run that raised is to be tried again, later."""
+        now = self._clock.monotonic()
+        if not isinstance(error, StoreError | RuntimeClosed):  # those are none of its own doing
+            try:
+                state = await self.runtime.get_state(run_id)
+            except UnknownRun:
+                self._asides.forget(run_id)
+                return False
+            except StoreError as trouble:
+                log.warning("Run %s: how it stands cannot be read: %s", run_id, trouble)
+            else:
+                if state.status in TERMINAL:
+                    self._asides.forget(run_id)
+                    return False
+                return self._asides.raised(state, error, now, iso(self._clock.now()))
+        self._asides.failed(run_id, now)
+        return True
+
+    async def quarantined(self, limit: int) -> list[Quarantined]:
+        """What is left alone, by this driver or by the rule of the runtime."""
+        ours = self._asides.given_up()
+        return [*ours, *await set_apart(self.runtime, limit - len(ours))][:limit]
+
+    async def requeue(self, run_id: str) -> RunState:
+        """Let a run be moved again that was set apart."""
+        state = await self.runtime.get_state(run_id)
+        if state.status in TERMINAL:
+            state = await self.runtime.retry_run(run_id, force=True)
+        self._asides.requeue(state, self._clock.monotonic())
+        if self.drives and attempt_due(state) == "" and run_id not in self._running:
+            self._ready[run_id] = _row(state)
+            self._ring()
+        return state
 
     async def _unknown(self, row: Due) -> None:
         if self._asides.unknown(row.run_id, self._clock.monotonic()):
