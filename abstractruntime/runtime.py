@@ -9,7 +9,7 @@ from typing import Any
 from .attempts import Attempts
 from .children import Children
 from .core import kernel
-from .core.capacity import Capacity
+from .core.capacity import Capacity, ConcurrencyKey
 from .core.clock import SYSTEM_CLOCK, Clock
 from .core.codec import DEEPEST_GIVEN
 from .core.config import EnforceLimits, RuntimeConfig, checked_mode
@@ -71,6 +71,10 @@ class AsyncRuntime(
         lease_seconds: how long a claim on an effect outlives a process that stops responding.
         max_inline_backoff: the longest pause between attempts, in seconds, that `tick` waits out itself.
         effect_limits: how many effects of a type this runtime performs at once, as in `{"llm_call": 8}`.
+        concurrency_key: a function of an `Effect` that says what it shares with others, such as its provider or model,
+            or None; effects with the same key are counted together. What it raises is logged, and means None.
+        key_limit: how many effects of one key this runtime performs at once; or how many per key, as in
+            `{"openai": 16, "local": 1}`, where keys that are not named have no limit.
         on_node_error: what a node that raises means: `"raise"` (the caller gets the error, the run stays where it is),
             `"fail"` (the run fails), or a function of run and error that says one of the two.
         quarantine_after: a run is set apart as FAILED, with a reason in `state.quarantined`, when a node of it raises
@@ -101,6 +105,8 @@ class AsyncRuntime(
         lease_seconds: float = 30.0,
         max_inline_backoff: float = 1.0,
         effect_limits: Mapping[str, int] | None = None,
+        concurrency_key: ConcurrencyKey | None = None,
+        key_limit: int | Mapping[str, int] | None = None,
         on_node_error: OnNodeError = "raise",
         quarantine_after: int | None = None,
         snapshot_store: Any = None,
@@ -128,7 +134,7 @@ class AsyncRuntime(
             handlers=self._handlers(effect_handlers or {}, chat_summarizer),
             policy=effect_policy or DefaultEffectPolicy(),
             secrets=secrets,
-            capacity=Capacity(effect_limits),
+            capacity=Capacity(effect_limits, concurrency_key, key_limit),
             whole=self._backend.atomic,
         )
         self._node_errors = NodeErrors(on_node_error, quarantine_after)
