@@ -77,6 +77,7 @@ from .runtime import AsyncRuntime
 from .scheduler import (
     AsyncScheduledRuntime,
     AsyncScheduler,
+    Quarantined,
     ScheduledRuntime,
     Scheduler,
     SchedulerStats,
@@ -240,6 +241,7 @@ __all__ = [
     "OffloadingLedgerStore",
     "OffloadingRunStore",
     "Page",
+    "Quarantined",
     "QueryableRunStore",
     "ReentrantTick",
     "Request",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 from typing import Any
 
+from .core.capacity import ConcurrencyKey
 from .core.clock import Clock
 from .core.config import EnforceLimits, LimitWarning, RuntimeConfig
 from .core.layers import LedgerCallback
@@ -59,6 +60,8 @@ class Runtime:
         lease_seconds: float = 30.0,
         max_inline_backoff: float = 60.0,
         effect_limits: Mapping[str, int] | None = None,
+        concurrency_key: ConcurrencyKey | None = None,
+        key_limit: int | Mapping[str, int] | None = None,
         on_node_error: OnNodeError = "raise",
         quarantine_after: int | None = None,
         snapshot_store: Any = None,
@@ -79,6 +82,8 @@ class Runtime:
             lease_seconds=lease_seconds,
             max_inline_backoff=max_inline_backoff,
             effect_limits=effect_limits,
+            concurrency_key=concurrency_key,
+            key_limit=key_limit,
             on_node_error=on_node_error,
             quarantine_after=quarantine_after,
             snapshot_store=snapshot_store,

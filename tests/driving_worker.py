@@ -1,6 +1,7 @@
 """A process with a driver on a database: `python -m tests.driving_worker DB WORLD NAME`.
 
 It drives until it reads a line. `WORLD` is a file with a line for each call of the handler: the run and the process.
+What a process named `stuck` is at never ends.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ async def main(database: str, world: str, name: str) -> None:
 
     async def work(call: Any) -> EffectOutcome:
         os.write(descriptor, f"{call.key} {name}\n".encode())
-        await SYSTEM_CLOCK.sleep(0.002)
+        await SYSTEM_CLOCK.sleep(3600 if name == "stuck" else 0.002)
         return EffectOutcome.completed(name)
 
     registry = WorkflowRegistry()

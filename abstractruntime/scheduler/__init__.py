@@ -2,6 +2,7 @@
 
 from .aio import AsyncScheduler
 from .blocking import Scheduler
+from .quarantine import Quarantined
 from .registry import WorkflowRegistry
 from .scheduled import AsyncScheduledRuntime, create_async_scheduled_runtime
 from .scheduled_sync import ScheduledRuntime, create_scheduled_runtime
@@ -10,6 +11,7 @@ from .stats import SchedulerStats
 __all__ = [
     "AsyncScheduledRuntime",
     "AsyncScheduler",
+    "Quarantined",
     "ScheduledRuntime",
     "Scheduler",
     "SchedulerStats",

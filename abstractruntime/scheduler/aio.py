@@ -11,6 +11,7 @@ from ..core.models import RunState, RunStatus
 from ..core.spec import WorkflowSpec
 from ..runtime import AsyncRuntime
 from .driver import Driver, told_here
+from .quarantine import Quarantined
 from .registry import WorkflowRegistry
 from .stats import SchedulerStats
 
@@ -30,7 +31,8 @@ class AsyncScheduler:
         concurrency: ticks at the same time. Runs that wait need none.
         max_steps: how far a tick goes before others have their turn.
         give_up_after: a run whose ticks raise is tried again after a pause that doubles, and left alone after so many
-            errors in a row until somebody does something to it. See the runtime's `quarantine_after`, too.
+            errors in a row until it is requeued or somebody else moves it. After a restart it gets one more try. With
+            the runtime's `quarantine_after` it fails for every process and for good; see `quarantined`.
         eager: whether runs that others start in this process are moved at once, or only when they have not moved
             for `poll_interval_s`, so that whoever started them may tick them.
         max_errors_kept: how many of the last errors `stats.errors` keeps.
@@ -99,6 +101,21 @@ class AsyncScheduler:
     async def poll_once(self) -> int:
         """Move all runs that can move now, and wait until they rest; how many moved. It need not be started."""
         return await self._driver.poll()
+
+    async def quarantined(self, *, limit: int = 100) -> list[Quarantined]:
+        """Runs that are set apart, and why: first those that this scheduler gave up, then those that failed for it.
+
+        The latter are looked for among all failed runs, the last created first.
+        """
+        return await self._driver.quarantined(limit)
+
+    async def requeue(self, run_id: str) -> RunState:
+        """Let a run move again that was set apart, as often as if it had never raised; how it stands.
+
+        One that failed goes on at the node where it stands, as `AsyncRuntime.retry_run` says; its parent was told of
+        the failure and is not told of what follows. Raises `UnknownRun`, and `RunNotFailed` for one that ended well.
+        """
+        return await self._driver.requeue(run_id)
 
     @property
     def stats(self) -> SchedulerStats:

@@ -70,6 +70,8 @@ class Scheduler:
     resume_event = twin(AsyncScheduler.resume_event)
     emit_event = twin(AsyncScheduler.emit_event)
     resume_subworkflow_parent = twin(AsyncScheduler.resume_subworkflow_parent)
+    quarantined = twin(AsyncScheduler.quarantined)
+    requeue = twin(AsyncScheduler.requeue)
 
     @property
     def stats(self) -> SchedulerStats:
@@ -90,9 +92,11 @@ class _ThreadedScheduler(AsyncScheduler):
 class _ThreadDriver(Driver):
     """Ticks on the loop, while nodes, policies and callbacks run in a worker thread that waits for the tick."""
 
+    line = 3  # each has a thread
+
     def __init__(self, runtime: AsyncRuntime, registry: Any, *, concurrency: int, **options: Any) -> None:
         super().__init__(runtime, registry, concurrency=concurrency, **options)
-        self._threads, self._tellers = WorkerThreads(concurrency), WorkerThreads(concurrency)
+        self._threads, self._tellers = WorkerThreads(concurrency * (1 + self.line)), WorkerThreads(concurrency)
 
     async def tick(self, workflow: WorkflowSpec[Any], run_id: str) -> RunState:
         begun: list[asyncio.Task[Any] | None] = []

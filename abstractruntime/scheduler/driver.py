@@ -12,6 +12,7 @@ import asyncio
 import inspect
 import logging
 from abc import abstractmethod
+from asyncio import FIRST_COMPLETED
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
@@ -21,14 +22,16 @@ from typing import Any
 import anyio
 
 from ..core.backend import Due
+from ..core.capacity import LINE, Line
 from ..core.clock import iso, parse_instant
-from ..core.errors import RuntimeClosed, StoreClosed, StoreError
+from ..core.errors import RuntimeClosed, StoreClosed, StoreError, UnknownRun
 from ..core.models import TERMINAL, RunState, RunStatus
 from ..core.shielding import finish
 from ..core.spec import WorkflowSpec
 from ..runtime import AsyncRuntime
 from ..storage.listing import attempt_due
 from .asides import Asides
+from .quarantine import Quarantined, set_apart
 from .stats import SchedulerStats
 
 log = logging.getLogger("abstractruntime.scheduler")
@@ -42,6 +45,9 @@ HANDING_BACK = 30.0
 
 class Driver:
     """Moves the runs of one runtime. Everything but `_saw` happens on the loop that it was started on."""
+
+    #: how many ticks there may be beside those of `concurrency`, for each of these, that stand in line for a place
+    line = 20
 
     def __init__(
         self,
@@ -72,6 +78,8 @@ class Driver:
         #: what is to be ticked next, in order, and what is being ticked
         self._ready: dict[str, Due] = {}
         self._running: dict[str, asyncio.Task[bool]] = {}
+        #: ticks that stand in line for a place of their effect, and so take none of ours
+        self._in_line = 0
         #: by runs that are being ticked, what is to be ticked after them: children that they may drive themselves, or
         #: they again, because somebody did something to them when their tick was over
         self._after: dict[str, dict[str, Due]] = {}
@@ -240,8 +248,16 @@ class Driver:
 
     async def _launch(self) -> None:
         """Start ticks of what is ready, as far as there is room."""
-        while self._ready and len(self._running) < self._concurrency and not self._stopping:
+        while self._ready and self._has_room() and not self._stopping:
             await self._begin_tick(self._ready.pop(next(iter(self._ready))))
+
+    def _has_room(self) -> bool:
+        ticks = len(self._running)
+        return ticks - self._in_line < self._concurrency and ticks < self._concurrency * (1 + self.line)
+
+    def _stands_in_line(self, change: int) -> None:
+        self._in_line += change
+        self._ring()
 
     async def _begin_tick(self, row: Due) -> asyncio.Task[bool] | None:
         if row.run_id in self._running or self._is_ticked(row.run_id):
@@ -261,14 +277,19 @@ class Driver:
         rows, tasks = list(self._ready.values()), []
         self._ready.clear()
         for row in rows:
-            while len(self._running) >= self._concurrency:
-                await asyncio.wait(set(self._running.values()), return_when=asyncio.FIRST_COMPLETED)
+            while not self._has_room():
+                await asyncio.wait(set(self._running.values()), timeout=self._poll, return_when=FIRST_COMPLETED)
             tasks.append(await self._begin_tick(row))
         return sum(await asyncio.gather(*(task for task in tasks if task is not None)))
 
     async def _move(self, workflow: WorkflowSpec[Any], row: Due) -> bool:
         run_id = row.run_id
+        LINE.set(Line(self._stands_in_line))  # this task is the tick's own
         try:
+            if self._asides.is_given_up(run_id):
+                state = await self.runtime.get_state(run_id)
+                if self._asides.stands(state, self._clock.monotonic()):
+                    return False
             state = await self.tick(workflow, run_id)
         except Exception as error:  # a boundary: a run that raises is tried again later, the others go on
             await self._failed(run_id, error)
@@ -294,11 +315,45 @@ class Driver:
         return True
 
     async def _failed(self, run_id: str, error: Exception) -> None:
-        counts = not isinstance(error, StoreError | RuntimeClosed)
-        goes_on = self._asides.failed(run_id, self._clock.monotonic(), counts=counts)
+        goes_on = await self._goes_on(run_id, error)
         log.warning("Run %s: %s", run_id, "tried again later" if goes_on else "left alone", exc_info=error)
         self.stats.runs_failed += 1
         await self._note(run_id, error)
+
+    async def _goes_on(self, run_id: str, error: Exception) -> bool:
+        """Whether a run that raised is to be tried again, later."""
+        now = self._clock.monotonic()
+        if not isinstance(error, StoreError | RuntimeClosed):  # those are none of its own doing
+            try:
+                state = await self.runtime.get_state(run_id)
+            except UnknownRun:
+                self._asides.forget(run_id)
+                return False
+            except StoreError as trouble:
+                log.warning("Run %s: how it stands cannot be read: %s", run_id, trouble)
+            else:
+                if state.status in TERMINAL:
+                    self._asides.forget(run_id)
+                    return False
+                return self._asides.raised(state, error, now, iso(self._clock.now()))
+        self._asides.failed(run_id, now)
+        return True
+
+    async def quarantined(self, limit: int) -> list[Quarantined]:
+        """What is left alone, by this driver or by the rule of the runtime."""
+        ours = self._asides.given_up()
+        return [*ours, *await set_apart(self.runtime, limit - len(ours))][:limit]
+
+    async def requeue(self, run_id: str) -> RunState:
+        """Let a run be moved again that was set apart."""
+        state = await self.runtime.get_state(run_id)
+        if state.status in TERMINAL:
+            state = await self.runtime.retry_run(run_id, force=True)
+        self._asides.requeue(state, self._clock.monotonic())
+        if self.drives and attempt_due(state) == "" and run_id not in self._running:
+            self._ready[run_id] = _row(state)
+            self._ring()
+        return state
 
     async def _unknown(self, row: Due) -> None:
         if self._asides.unknown(row.run_id, self._clock.monotonic()):

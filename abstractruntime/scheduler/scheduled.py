@@ -16,6 +16,7 @@ from ..runtime import AsyncRuntime
 from ..storage.in_memory import InMemoryLedgerStore, InMemoryRunStore
 from ..storage.user_pair import call
 from .aio import AsyncScheduler
+from .quarantine import Quarantined
 from .registry import WorkflowRegistry
 from .stats import SchedulerStats
 
@@ -143,6 +144,14 @@ class AsyncScheduledRuntime:
             limit=limit,
         )
         return found
+
+    async def quarantined(self, *, limit: int = 100) -> list[Quarantined]:
+        """See `AsyncScheduler.quarantined`."""
+        return await self.scheduler.quarantined(limit=limit)
+
+    async def requeue(self, run_id: str) -> RunState:
+        """See `AsyncScheduler.requeue`."""
+        return await self.scheduler.requeue(run_id)
 
     async def get_state(self, run_id: str) -> RunState:
         """See `AsyncRuntime.get_state`."""

@@ -58,6 +58,8 @@ class ScheduledRuntime:
     cancel_run = twin(AsyncScheduledRuntime.cancel_run)
     cancel_with_children = twin(AsyncScheduledRuntime.cancel_with_children)
     find_waiting_runs = twin(AsyncScheduledRuntime.find_waiting_runs)
+    quarantined = twin(AsyncScheduledRuntime.quarantined)
+    requeue = twin(AsyncScheduledRuntime.requeue)
     get_state = twin(AsyncScheduledRuntime.get_state)
     get_ledger = twin(AsyncScheduledRuntime.get_ledger)
     start_scheduler = twin(AsyncScheduledRuntime.start_scheduler)
