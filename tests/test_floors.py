@@ -42,12 +42,11 @@ FLOORS = (
         "core.backend",
         "core.chain",
         "core.layers",
-        "core.capacity",
         "core.changes",
         "core.tokens",
         "core.classify",
     ),
-    ("storage.base", "scheduler.registry"),
+    ("storage.base", "scheduler.registry", "core.capacity"),
     ("core.kernel", "core.leases", "memory", "rendering"),
     ("core.journal",),
     ("effects", "storage"),
@@ -59,6 +58,7 @@ FLOORS = (
     ("managing", "deleting", "emitting", "history", "holding", "limiting", "subruns"),
     ("runtime",),
     ("sync",),
+    ("scheduler",),
     ("testing",),
 )
 FLOOR_OF = {place: floor for floor, places in enumerate(FLOORS) for place in places}
