@@ -218,7 +218,7 @@ def test_find_waiting_runs(sr):
 
 def test_poll_once_moves_what_is_due_and_counts(sr):
     told: list[RunState] = []
-    sr.scheduler.aio._driver._on_resumed = told.append
+    sr.scheduler.aio._driver.telling._on_resumed = told.append
     due, _ = sr.run(ACT, vars=soon(0.01))
     sr.run(ACT, vars=soon(600))
     held, _ = sr.run(ACT, vars=soon(0.01))

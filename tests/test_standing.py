@@ -93,7 +93,7 @@ async def test_a_look_costs_nothing_per_run_that_waits() -> None:
         standings = rt.run_store.sync._standings
         standings._rows, standings._later = Unread(standings._rows.copy()), Unread(standings._later.copy())
         assert await backend.due(iso(clock.now()), limit=10) == []
-        assert await backend.next_due(iso(clock.now())) == "2100-01-01T00:00:00+00:00"
+        assert await backend.next_due(iso(clock.now())) == "2100-01-01T00:00:00.000000+00:00"
 
 
 async def test_what_is_out_of_date_does_not_pile_up() -> None:
