@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from .cascade import Action, Cascade
 from .children import Children
 from .core import kernel, portal
-from .core.capacity import LINE, Line
+from .core.capacity import Line, line_of
 from .core.clock import Clock, parse_instant
 from .core.config import EnforceLimits
 from .core.errors import (
@@ -316,19 +316,16 @@ class Engine:
         turn.users += 1
         try:
             async with turn.lock:
-                line = LINE.get()
-                if line is not None and not inside and line.run_id != run_id:
-                    line = None  # the task that ticks was begun by a tick, and is none of it
-                tick = _Tick(run_id, family, line)
-                token, line_before = _inside.set((*inside, tick)), LINE.set(line)
-                self._ticks.add(tick)
-                try:
-                    yield tick
-                finally:
-                    tick.task = None
-                    self._ticks.discard(tick)
-                    _inside.reset(token)
-                    LINE.reset(line_before)
+                with line_of(run_id, nested=bool(inside)) as line:
+                    tick = _Tick(run_id, family, line)
+                    token = _inside.set((*inside, tick))
+                    self._ticks.add(tick)
+                    try:
+                        yield tick
+                    finally:
+                        tick.task = None
+                        self._ticks.discard(tick)
+                        _inside.reset(token)
         finally:
             turn.users -= 1
             if not turn.users:

@@ -56,6 +56,24 @@ LINE: ContextVar[Line | None] = portal.carry(ContextVar("abstractruntime_line", 
 _HELD: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("abstractruntime_held", default=())
 
 
+@contextmanager
+def line_of(run_id: str, *, nested: bool) -> Iterator[Line | None]:
+    """The line of a tick of this run while the block runs, if it has one.
+
+    A task that an effect began, and that ticks on its own account, has neither that effect's line nor its places.
+    """
+    line = LINE.get()
+    if nested or (line is not None and line.run_id == run_id):
+        yield line
+        return
+    before, held = LINE.set(None), _HELD.set(())
+    try:
+        yield None
+    finally:
+        _HELD.reset(held)
+        LINE.reset(before)
+
+
 class Capacity:
     """Places per effect type and per key, for the effects of one runtime. What has no limit never waits.
 
