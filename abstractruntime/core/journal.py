@@ -16,7 +16,7 @@ from .chain import linked
 from .clock import Clock, iso, parse_instant
 from .codec import REFUSALS, decode_records, decode_run, encode_records, encode_run
 from .errors import RevisionConflict, StoreCorrupt, StoreUnclear, UnknownRun, UnsafeValue
-from .ids import check_id
+from .ids import check_id, is_storable
 from .kernel import in_flight, known_by
 from .layers import PLAIN, Layers, LedgerCallback, Observers
 from .models import Commit, Message, RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
@@ -62,8 +62,14 @@ def prepare(commit: Commit, *, slim: bool = True, chain: bool = False, keep: int
         and before.status is RunStatus.RUNNING
         and run.status is RunStatus.RUNNING
         and before.owner == run.owner
+        and not (_is_put_off(before) or _is_put_off(run))
         and not (commit.answers or commit.requests or commit.also or commit.messages),
     )
+
+
+def _is_put_off(run: RunState) -> bool:
+    """Whether its next attempt is due later, which an index of stores says."""
+    return run.intent is not None and run.intent.due is not None
 
 
 def _other(commit: Commit) -> Write:
@@ -208,11 +214,13 @@ class Journal:
         self._told = (self._observers, *layers.observers)
         #: per run, who is told the state of each commit once it is durable; they are quick, and raise nothing
         self.watchers: dict[str, set[Callable[[RunState], None]]] = {}
+        #: who is told of the commits of all runs in the same way
+        self.overseers: set[Callable[[RunState], None]] = set()
 
     async def load(self, run_id: str, *, resolve: bool = True) -> Loaded:
         """The latest durable state, with what of several effects has landed since; `UnknownRun` if there is none."""
         backend = self.backend if resolve else self.stored
-        loaded = await backend.load(run_id)
+        loaded = await backend.load(run_id) if run_id.isascii() or is_storable(run_id) else None
         if loaded is None:
             raise UnknownRun(run_id)
         run = loaded.run
@@ -241,9 +249,9 @@ class Journal:
             await self.backend.commit(write)
         except StoreUnclear as error:
             await self._make_sure(write, error)
-        if self.watchers:
+        if self.watchers or self.overseers:
             for run in (commit.run, *(other.run for other in commit.also)):
-                for watcher in tuple(self.watchers.get(run.run_id, ())):
+                for watcher in (*self.watchers.get(run.run_id, ()), *self.overseers):
                     watcher(run)
         if commit.records and any(self._told):
             records = decode_records(write.records, commit.run.run_id) if chain else kept.records

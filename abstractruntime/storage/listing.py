@@ -10,15 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
+from ..core.backend import Due
 from ..core.clock import iso, micros, parse_instant
 from ..core.codec import decode_run
 from ..core.errors import InvalidCursor
+from ..core.ids import check_optional
 from ..core.kernel.state import is_pause_wait
 from ..core.models import RunState, RunStatus, WaitReason
 from .base import Page, RunFilter, checked_limit, index_row, run_filter
@@ -52,6 +54,8 @@ class RunQuery(Struct, frozen=True, kw_only=True):
             force_setattr(self, "status", frozenset(RunStatus(one) for one in some))
         if self.wait_reason is not None:
             force_setattr(self, "wait_reason", WaitReason(self.wait_reason))
+        for name in ORIGINS:
+            check_optional(getattr(self, name), name)
         force_setattr(self, "limit", checked_limit(self.limit))
 
     @property
@@ -106,6 +110,8 @@ class WaitQuery(Struct, frozen=True, kw_only=True):
             force_setattr(self, "due_before", iso(due if due.tzinfo else due.replace(tzinfo=UTC)))
         elif due is not None:
             force_setattr(self, "due_before", iso(parse_instant(due)))
+        for name in ("run_id", "wait_key", *ORIGINS):
+            check_optional(getattr(self, name), name)
         force_setattr(self, "limit", checked_limit(self.limit))
 
     @property
@@ -147,6 +153,23 @@ class WaitQuery(Struct, frozen=True, kw_only=True):
 
 
 Query = RunQuery | WaitQuery
+
+
+def attempt_due(run: RunState) -> str | None:
+    """Of a run that runs, when it may be moved: the instant of its next attempt, `""` for at once. Else None."""
+    if run.status is not RunStatus.RUNNING:
+        return None
+    intent = run.intent
+    return "" if intent is None or intent.token is not None or intent.due is None else intent.due
+
+
+def by_turns(found: Iterable[Iterable[Due]], limit: int) -> list[Due]:
+    """Some of each, each run once, so that what there is much of does not hide what there is little of."""
+    chosen: dict[str, Due] = {}
+    for one in chain.from_iterable(zip_longest(*found)):
+        if one is not None:
+            chosen.setdefault(one.run_id, one)
+    return list(chosen.values())[:limit]
 
 
 def due_of(run: RunState) -> int | None:

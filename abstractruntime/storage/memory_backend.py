@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ..core.backend import Loaded, Write
+from ..core.backend import Due, Loaded, Write
 from ..core.codec import decode_records, fill
 from ..core.errors import RevisionConflict
 from ..core.models import Message, StepRecord
@@ -19,6 +19,7 @@ class MemoryBackend:
     """A run store and a ledger store in memory, joined: see `storage.base.Backend`."""
 
     atomic = True
+    shared = False
 
     def __init__(self, runs: InMemoryRunStore, ledgers: InMemoryLedgerStore) -> None:
         self._runs, self._ledgers = runs, ledgers
@@ -72,6 +73,24 @@ class MemoryBackend:
     async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         with self._runs._lock:
             return self._runs._streams.nudged(stream, since, limit)
+
+    async def due(
+        self,
+        now: str,
+        *,
+        limit: int,
+        passing: Collection[str] = (),
+        watched: Collection[str] = (),
+        owner: str = "",
+    ) -> list[Due]:
+        with self._runs._lock:
+            nudged = self._runs._streams.nudged(None, EVER, len(self._runs._rows))
+            asked, passed = self._runs._asked, (*passing, *watched)
+            return self._runs._standings.due(nudged, asked, now=now, limit=limit, passing=passed)
+
+    async def next_due(self, after: str) -> str | None:
+        with self._runs._lock:
+            return self._runs._standings.next(after)
 
     def _put_messages(self, messages: Iterable[Message], keep: int) -> None:
         streams = self._runs._streams

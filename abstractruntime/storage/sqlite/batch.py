@@ -15,6 +15,7 @@ from typing import Any
 
 from ...core.errors import StoreUnclear
 from ..base import Write
+from ..listing import attempt_due
 from .failures import FROM_SQLITE, commit_failed, given_up, translated
 from .messages import register
 from .statements import MOST_FILLED, QUERIES, first, write_filled, write_rows
@@ -240,6 +241,7 @@ class Writer:
                 write.data,
                 run.chain_head,
                 run.tokens,
+                attempt_due(run),
             )
             rows.append((*new, run_pk, write.expected, base, write.answered))
             wait = wait_row(run_pk, run)
@@ -262,7 +264,7 @@ class Writer:
             self._found[run.run_id] = run_pk
             runs.append((run_pk, run.run_id, *identity_row(run)))
             state = (run_pk, run.revision, write.count, str(run.status), rest_at(run), run.owner, write.data)
-            states.append((*state, run.chain_head, run.tokens))
+            states.append((*state, run.chain_head, run.tokens, attempt_due(run)))
             wait = wait_row(run_pk, run)
             if wait is not None:
                 waits.append(wait)
