@@ -12,12 +12,14 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 
 from .attempts import Attempts, call_of, no_handler, nowhere, too_large
 from .children import Children
+from .claims import Claim
 from .core import kernel
 from .core.clock import Clock, iso
 from .core.codec import copy_of_run
@@ -214,19 +216,18 @@ class Performer:
     async def _perform(self, run: RunState, flight: Flight, raws: Raws | None, nodes: Collection[str]) -> RunState:
         intent = run.intent
         assert intent is not None
+        claim = Claim(journal=self._journal, stamp=self.stamp, answer=self._children.answer, run=run, flight=flight)
         if intent.parts:
             step = ParallelStep(
                 journal=self._journal,
                 attempts=self._attempts,
                 clock=self._clock,
-                stamp=self.stamp,
-                answer=self._children.answer,
+                claim=claim,
                 max_inline_backoff=self._max_inline_backoff,
                 too_late=self._too_late,
                 kept=self._kept,
                 still_holds=self._leases.still_holds,
                 spoke=self._spoke,
-                run=run,
                 flight=flight,
                 raws=raws,
                 nodes=nodes,
@@ -235,8 +236,13 @@ class Performer:
         else:
             raw = raws[0] if raws else None
             if await self._leases.still_holds(flight):
-                work = self._attempts.perform(copy_of_run(run), intent, raw, flight.signal, nodes)
-                outcome = await flight.attend(work)
+                land = partial(claim.land, intent)
+                work = self._attempts.perform(copy_of_run(run), intent, raw, flight.signal, nodes, land)
+                try:
+                    outcome = await flight.attend(work)
+                finally:
+                    await claim.close()
+                run = claim.run
             else:  # this process was stopped meanwhile, and another performs it
                 outcome = EffectOutcome.cancelled()
             run = await self._settle(run, intent, outcome)
