@@ -254,6 +254,13 @@ class Runtime:
 
     emit_event = twin(AsyncRuntime.emit_event)
 
+    # -- approvals
+
+    list_approvals = twin(AsyncRuntime.list_approvals)
+    decide = twin(AsyncRuntime.decide)
+    approve = twin(AsyncRuntime.approve)
+    deny = twin(AsyncRuntime.deny)
+
     # -- managing whole runs
 
     snapshot_run = twin(AsyncRuntime.snapshot_run)

@@ -57,7 +57,7 @@ FLOORS = (
     ("performer", "following", "given", "reading", "nests", "cascade"),
     ("delivering",),
     ("engine",),
-    ("managing", "deleting", "emitting", "history", "holding", "limiting"),
+    ("approving", "managing", "deleting", "emitting", "history", "holding", "limiting"),
     ("runtime",),
     ("sync",),
     ("testing",),
