@@ -157,6 +157,13 @@ class Runtime:
         """Replace the policy, from the next effect on."""
         self.aio.set_effect_policy(policy)
 
+    def set_tool_executor_for_resume(self, executor: Any) -> None:
+        """Let this executor perform the tool calls that are approved; without it, the one that asked does.
+
+        Raises TypeError when the handler of TOOL_CALLS is none of `make_tool_calls_handler`.
+        """
+        self.aio.set_tool_executor_for_resume(executor)
+
     # -- moving runs
 
     def start(

@@ -54,7 +54,7 @@ def test_a_decision_is_journaled_and_puts_the_same_intent_back_unheld():
     assert new.intent is not None
     assert (new.intent.key, new.intent.step_id, new.intent.token, new.intent.question) == ("k", "r:2.2", None, None)
     calls = {"rt1": {"approved": True}, "rt2": {"approved": True}}
-    decision = Decision(payload={"calls": calls, "always": []}, at=NOW, by="ann")
+    decision = Decision(payload={"calls": calls, "always": []}, at=NOW, by="ann", digest="d")
     assert new.intent.answer == decision
     (record,) = commit.records
     assert (record.actor_id, record.ended_at) == ("ann", NOW)

@@ -52,6 +52,8 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     at: str
     by: str | None = None
     expired: bool = False
+    #: that of the question
+    digest: str | None = None
 
 
 _APPROVAL_KEYS = frozenset({"approved", "reason", "arguments", "always", "digest", "decisions"})

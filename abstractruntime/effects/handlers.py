@@ -37,6 +37,8 @@ class Handler(Struct, frozen=True):
     run: Callable[[EffectCall], Any]
     inside: bool = False
     direct: bool = False
+    #: what the host gave
+    function: Callable[..., Any] | None = None
 
 
 def adapt(function: Callable[..., Any], threads: WorkerThreads) -> Handler:
@@ -47,13 +49,13 @@ def adapt(function: Callable[..., Any], threads: WorkerThreads) -> Handler:
         async def call_async(call: EffectCall) -> Any:
             return await function(*arguments(call))
 
-        return Handler(call_async)
+        return Handler(call_async, function=function)
 
     async def call_sync(call: EffectCall) -> Any:
         result = await threads.run(function, *arguments(call))
         return await result if inspect.isawaitable(result) else result
 
-    return Handler(call_sync)
+    return Handler(call_sync, function=function)
 
 
 def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> EffectOutcome:

@@ -60,7 +60,7 @@ def decide(
             f"The answer to {wait.wait_key!r} of run {run.run_id!r} is no decision: {error}. Nothing was decided; the "
             "run goes on waiting."
         ) from error
-    decision = Decision(payload=answer, at=stamp.at, by=actor_id)
+    decision = Decision(payload=answer, at=stamp.at, by=actor_id, digest=run.intent.question.digest)
     return _decided(run, wait, payload, decision, stamp, {"decision": answer}, lookup_key=lookup_key)
 
 
