@@ -9,6 +9,7 @@ from .core.errors import (
     AbstractRuntimeError,
     ArtifactConflict,
     EffectInFlight,
+    EffectWithdrawn,
     InvalidAnswer,
     InvalidCursor,
     InvalidId,
@@ -61,6 +62,7 @@ from .core.models import (
 )
 from .core.outcomes import CancelSignal, Change, EffectCall, EffectHandler, EffectOutcome
 from .core.policy import DefaultEffectPolicy, EffectPolicy, NoRetryPolicy, RetryPolicy, compute_idempotency_key
+from .core.questions import Asked, Decision, Question
 from .core.spec import RunContext, WorkflowSpec
 from .core.typed import TypedRun
 from .deleting import DeletedRun
@@ -160,6 +162,7 @@ __all__ = [
     "ArtifactDescriptor",
     "ArtifactMetadata",
     "ArtifactStore",
+    "Asked",
     "AsyncFileArtifactStore",
     "AsyncHashChainedLedgerStore",
     "AsyncInMemoryArtifactStore",
@@ -188,6 +191,7 @@ __all__ = [
     "CommandCursorStore",
     "CommandRecord",
     "CommandStore",
+    "Decision",
     "DefaultEffectPolicy",
     "DeletableCommandStore",
     "DeletableLedgerStore",
@@ -200,6 +204,7 @@ __all__ = [
     "EffectOutcome",
     "EffectPolicy",
     "EffectType",
+    "EffectWithdrawn",
     "FileArtifactStore",
     "HashChainedLedgerStore",
     "InMemoryArtifactStore",
@@ -230,6 +235,7 @@ __all__ = [
     "OffloadingRunStore",
     "Page",
     "QueryableRunStore",
+    "Question",
     "ReentrantTick",
     "Request",
     "RetryPolicy",

@@ -50,7 +50,7 @@ log = logging.getLogger("abstractruntime")
 #: seconds that a cancelled tick may take to hand its effect back
 _HAND_BACK_WITHIN = 10.0
 
-#: outcomes that are kept for a store that could not take them
+#: outcomes that are kept for a store that could not take them, and payloads with raw secrets
 _MOST_KEPT = 1_000
 
 
@@ -254,6 +254,8 @@ class Performer:
         again = run.intent is not None and run.intent.seq == intent.seq
         if again and raws is not None and raws != [part.effect.payload for part in intent.parts or (intent,)]:
             self._raw[run.run_id, intent.seq] = raws
+            while len(self._raw) > _MOST_KEPT:  # runs may wait for days; their secrets are asked for again then
+                del self._raw[next(iter(self._raw))]
         elif self._raw:
             self._raw.pop((run.run_id, intent.seq), None)
 
@@ -262,6 +264,8 @@ class Performer:
         pause = await self._attempts.pause(intent, outcome)
         try:
             while True:
+                if run.intent is None or run.intent.token != intent.token:
+                    return await self._too_late(run, intent, outcome)
                 stamp = self.stamp()
                 try:
                     if pause is None:
@@ -273,12 +277,8 @@ class Performer:
                 except RevisionConflict:
                     loaded = await self._journal.load(run.run_id)
                     run = loaded.run
-                    if run.intent is None or run.intent.token != intent.token:
-                        return await self._too_late(run, intent, outcome)
-                    if loaded.requests:
+                    if loaded.requests and run.intent is not None and run.intent.token == intent.token:
                         run = await self._answered(run, loaded.requests) or run
-                        if run.intent is None:
-                            return await self._too_late(run, intent, outcome)
         except UnknownRun as error:
             return await self._settle(run, intent, nowhere(error))
         except StoreTooLarge as error:

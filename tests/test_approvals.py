@@ -14,6 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from abstractruntime import (
+    DefaultEffectPolicy,
     Effect,
     EffectType,
     InvalidAnswer,
@@ -432,6 +433,92 @@ async def test_secrets_in_arguments_are_not_shown_to_whoever_decides(async_world
     assert "sk-very-secret" not in str(await rt.get_ledger("r"))
 
 
+async def test_a_raw_secret_outlives_the_question_in_its_process_alone(async_world: World) -> None:
+    seen: list[str] = []
+
+    def pay(api_key: str) -> str:
+        seen.append(api_key)
+        return "paid"
+
+    workflow = calling(call("pay", "c1", api_key="sk-very-secret"))
+    rt = async_world.runtime(asking(Tools(pay=pay)))
+    for run_id in ("here", "there"):
+        await rt.run(workflow, run_id=run_id)
+    keys = {item["run_id"]: item["wait_key"] for item in (await rt.list_approvals()).items}
+    assert "sk-very-secret" not in str(await rt.get_state("here"))
+    await rt.approve("here", keys["here"], workflow=workflow)
+    assert seen == ["sk-very-secret"]
+    state = await async_world.runtime(asking(Tools(pay=pay))).approve("there", keys["there"], workflow=workflow)
+    assert (state.status, len(seen)) == (RunStatus.FAILED, 1)
+    assert "was never stored" in state.error
+
+
+async def test_an_approval_is_void_for_what_a_restore_asks_again(async_world: World) -> None:
+    inner = tools()
+    rt = async_world.runtime(asking(inner))
+    state = await rt.run(BATCH, run_id="r")
+    saved = await rt.snapshot_run("r", name="asked")
+    await rt.approve("r", state.waiting.wait_key, workflow=BATCH, max_steps=0)
+    await rt.restore("r", saved)
+    again = await rt.tick(workflow=BATCH, run_id="r")
+    assert again.status is RunStatus.WAITING
+    assert again.waiting.wait_key != state.waiting.wait_key
+    assert again.waiting.details["digest"] != state.waiting.details["digest"]
+    with pytest.raises(StaleResumeError):
+        await rt.approve("r", state.waiting.wait_key, workflow=BATCH)
+    fork = await rt.fork("r")
+    forked = await rt.tick(workflow=BATCH, run_id=fork)
+    with pytest.raises(StaleResumeError):
+        await rt.approve(fork, again.waiting.wait_key, workflow=BATCH)
+    assert not inner.ran
+    assert (await rt.approve(fork, forked.waiting.wait_key, workflow=BATCH)).status is RunStatus.COMPLETED
+
+
+async def test_a_policy_that_asks_about_unknown_outcomes_keeps_the_decision(async_world: World) -> None:
+    inner = tools()
+    inner.gates = {"write_file": worlds.Gate()}
+    policy = DefaultEffectPolicy(unknown_rules={"tool_calls": "ask"})
+    rt = async_world.runtime(asking(inner), effect_policy=policy)
+    state = await rt.run(BATCH, run_id="r")
+    await rt.approve("r", state.waiting.wait_key, workflow=BATCH, max_steps=0)
+    runs, ledgers = async_world.stores()
+    ticking = asyncio.ensure_future(rt.tick(workflow=BATCH, run_id="r"))
+    await worlds.eventually(lambda: inner.gates["write_file"].inside == 1)
+    claimed = await rt.get_state("r")
+    claimed.owner = "somebody who died"
+    await runs.save(claimed)
+    other = async_world.runtime(asking(tools()), effect_policy=policy, stores=(runs, ledgers))
+    state = await other.tick(workflow=BATCH, run_id="r")
+    assert state.waiting.choices == ["perform again", "fail the run"]
+    with pytest.raises(InvalidAnswer):
+        await other.approve("r", state.waiting.wait_key, workflow=BATCH)
+    again = await other.resume(workflow=BATCH, run_id="r", wait_key=None, payload="perform again")
+    assert again.status is RunStatus.COMPLETED
+    inner.gates["write_file"].open()
+    await ticking
+
+
+async def test_an_executor_may_be_one_for_each_run(async_world: World) -> None:
+    class Confined:
+        def __init__(self, root: str = "") -> None:
+            self.root = root
+
+        def for_run(self, run: Any) -> Any:
+            return Confined(run.vars["workspace_root"])
+
+        def execute(self, *, tool_calls: Any) -> Any:
+            return {
+                "results": [{"call_id": one["call_id"], "success": True, "output": self.root} for one in tool_calls]
+            }
+
+    rt = async_world.runtime(asking(Confined()))
+    await rt.run(calling(WRITE), run_id="r", vars={"workspace_root": "/here"})
+    state = await rt.approve("r", (await rt.get_state("r")).waiting.wait_key, workflow=calling(WRITE))
+    assert brief(state.output["result"]) == [("write_file", True, "/here")]
+    state = await rt.run(calling(READ), run_id="s", vars={"workspace_root": "/there"})
+    assert brief(state.output["result"]) == [("read_file", True, "/there")]
+
+
 # -- the inbox
 
 
@@ -468,6 +555,19 @@ async def test_the_inbox_says_all_that_is_needed_to_decide(world: World) -> None
     for item, answer in zip(page.items, ("approve", "per_call"), strict=True):
         await rt.decide(item["run_id"], item["wait_key"], item["answers"][answer])
     assert (await rt.list_approvals()).items == []
+
+
+async def test_the_inbox_of_a_folder_of_json_files_is_the_same(tmp_path: Path) -> None:
+    files = World("async", "json", tmp_path, synchronous="NORMAL")
+    rt = files.runtime(asking(tools()))
+    await rt.run(BATCH, run_id="a")
+    await rt.run(worlds.one("ask_user", {"prompt": "?"}), run_id="question")
+    other = files.runtime()
+    (item,) = (await other.list_approvals()).items
+    assert (item["run_id"], len(item["calls"])) == ("a", 3)
+    await other.deny("a", item["wait_key"])
+    assert (await rt.list_approvals()).items == []
+    await files.close()
 
 
 async def test_whoever_knows_no_workflow_decides_and_somebody_else_goes_on(async_world: World) -> None:

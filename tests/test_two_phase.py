@@ -17,6 +17,7 @@ from abstractruntime import (
     Effect,
     EffectCall,
     EffectOutcome,
+    InMemoryArtifactStore,
     InvalidAnswer,
     RunPaused,
     RunState,
@@ -34,6 +35,7 @@ from . import worlds
 from .checks import check_ledger, check_on_the_way
 from .dict_stores import DictLedgerStore, DictRunStore
 from .faults import FaultyBackend, ProcessDied
+from .test_fault_walk import every_layer
 from .worlds import Gate, World, eventually, flow, statuses
 
 world = worlds.world
@@ -402,6 +404,32 @@ async def test_stores_that_do_not_commit_together_ask_and_land_too() -> None:
         state = await rt.tick(workflow=workflow, run_id="r")
     assert state.status is RunStatus.COMPLETED
     assert set(safe.done.values()) == {1}
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "json"])
+async def test_decorated_stores_ask_and_land_too(kind: str, tmp_path: Path) -> None:
+    """Chained, with nearly everything moved out: what landed is read back as it was, and the chain holds."""
+    world, safe, artifacts = World("async", kind, tmp_path, synchronous="NORMAL"), Safe(), InMemoryArtifactStore()
+
+    def runtime() -> Any:
+        return world.runtime({"write": safe.write}, stores=every_layer(*world.stores(), artifacts))
+
+    rt, workflow = runtime(), asks()
+    await rt.run(workflow, run_id="r")
+    await rt.resume(workflow=workflow, run_id="r", wait_key=None, payload={"approved": True}, max_steps=0)
+    safe.gate = Gate()
+    ticking = asyncio.ensure_future(rt.tick(workflow=workflow, run_id="r"))
+    await eventually(lambda: safe.gate is not None and safe.gate.inside == 1)
+    await rt.aclose()
+    with pytest.raises(asyncio.CancelledError):
+        await ticking
+    safe.gate = None
+    again = runtime()
+    state = await again.tick(workflow=workflow, run_id="r")
+    assert state.output["result"] == {"written": ["one", "three", "two"], "by": None}
+    assert set(safe.done.values()) == {1}
+    assert (await again.verify_ledger("r"))["ok"]
+    await world.close()
 
 
 # -- faults

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Any
 
+from abstractruntime.core.models import RunState
 from abstractruntime.core.outcomes import CancelSignal
 
-from .executing import OnResult, execute
+from .executing import OnResult, execute, executor_for
 
 #: look at what is there, in places that the workspace or a search engine sets
 AUTO_APPROVED = frozenset(
@@ -141,7 +143,7 @@ class ApprovalToolExecutor:
 
     @property
     def policy(self) -> ToolApprovalPolicy:
-        """The policy, without what a run overrides."""
+        """The policy."""
         return self._policy
 
     def execute(self, *, tool_calls: list[dict[str, Any]]) -> Any:
@@ -154,10 +156,9 @@ class ApprovalToolExecutor:
         tool_calls: list[dict[str, Any]],
         on_result: OnResult | None = None,
         cancelled: CancelSignal | None = None,
-        override: Any = None,
     ) -> Any:
-        """The same, under the policy of a run with this override."""
-        asked = self.asks(tool_calls, override)
+        """The same, awaited; `on_result` is told each result as it comes, as far as the delegate can."""
+        asked = self.asks(tool_calls)
         return asked or await execute(self.delegate, tool_calls, on_result=on_result, cancelled=cancelled)
 
     def execute_approved(self, *, tool_calls: list[dict[str, Any]]) -> Any:
@@ -174,9 +175,17 @@ class ApprovalToolExecutor:
         """The delegate's results, past the policy."""
         return await execute(self.delegate, tool_calls, approved=True, on_result=on_result, cancelled=cancelled)
 
-    def asks(self, tool_calls: list[dict[str, Any]], override: Any = None) -> dict[str, Any] | None:
+    def for_run(self, run: RunState) -> ApprovalToolExecutor:
+        """This executor under the policy of the run, on the delegate for it."""
+        runtime = run.vars.get("_runtime")
+        made = copy(self)
+        made.delegate = executor_for(self.delegate, run)
+        made._policy = self._policy.for_run(runtime.get("tool_policy") if isinstance(runtime, dict) else None)
+        return made
+
+    def asks(self, tool_calls: list[dict[str, Any]]) -> dict[str, Any] | None:
         """What is asked about these calls; None when they may be performed."""
-        policy = self._policy.for_run(override)
+        policy = self._policy
         if not policy.requires_approval(tool_calls):
             return None
         asked: dict[str, Any] = {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeAlias
 
+from abstractruntime.core.models import RunState
 from abstractruntime.core.outcomes import CancelSignal
 from abstractruntime.core.threads import WorkerThreads
 
@@ -36,6 +38,17 @@ async def execute(
             continue
         if inspect.iscoroutinefunction(method):
             return await method(tool_calls=tool_calls)
-        result = await _THREADS.run(lambda method=method: method(tool_calls=tool_calls))
+        result = await in_thread(method, tool_calls=tool_calls)
         return await result if inspect.isawaitable(result) else result
     raise TypeError(f"{executor!r} is no tool executor: it has no execute(*, tool_calls)")
+
+
+def executor_for(executor: Any, run: RunState) -> Any:
+    """The executor for this run: what its `for_run(run)` gives, if it has one, else itself."""
+    made = getattr(executor, "for_run", None)
+    return made(run) if callable(made) else executor
+
+
+async def in_thread(function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+    """Run a blocking function in a worker thread, which keeps no process alive."""
+    return await _THREADS.run(partial(function, *args, **options))

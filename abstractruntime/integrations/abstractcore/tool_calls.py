@@ -14,7 +14,6 @@ some of the calls.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from datetime import timedelta
 from hashlib import sha256
@@ -27,8 +26,8 @@ from abstractruntime.core.outcomes import EffectCall, EffectOutcome
 from abstractruntime.core.questions import Decision, Question
 from abstractruntime.evidence import EvidenceRecorder
 
-from .approvals import ApprovalToolExecutor, ToolApprovalPolicy, is_readable
-from .executing import execute
+from .approvals import ToolApprovalPolicy, is_readable
+from .executing import execute, executor_for, in_thread
 from .tool_batch import Batch, Call, Result, as_result, asked_of, batch_of, paired, result_for
 
 log = logging.getLogger("abstractruntime")
@@ -47,7 +46,7 @@ def make_tool_calls_handler(
     run_store: Any = None,
     evidence: EvidenceRecorder | bool | None = None,
 ) -> ToolCallsHandler:
-    """The handler of `EffectType.TOOL_CALLS` on this tool executor.
+    """The handler of `EffectType.TOOL_CALLS` on this tool executor; on `tools.for_run(run)` if it has that.
 
     `evidence=True` keeps what tools that look outside brought back in `artifact_store`; or give a recorder of your own.
     It then puts references into results in place of long texts. `run_store` is not needed and taken for programs that
@@ -77,7 +76,8 @@ class ToolCallsHandler:
             return EffectOutcome.failed(str(error), retryable=False)
         if self._tools is None and call.answer is None:
             return EffectOutcome.failed("tool_calls requires a tool executor: give its handler tools=", retryable=False)
-        return await _Attempt(self._tools, self._for_resume or self._tools, self._evidence, call, batch).perform()
+        tools, for_resume = (executor_for(one, call.run) for one in (self._tools, self._for_resume or self._tools))
+        return await _Attempt(tools, for_resume, self._evidence, call, batch).perform()
 
 
 class _Attempt:
@@ -157,14 +157,9 @@ class _Attempt:
         try:
             if executor is None:
                 raise RuntimeError("ToolExecutor is not configured for approval resumes")
-            if not approved and isinstance(executor, ApprovalToolExecutor):
-                given = await executor.aexecute(
-                    tool_calls=calls, on_result=on_result, cancelled=self._call.cancelled, override=self._override
-                )
-            else:
-                given = await execute(
-                    executor, calls, approved=approved, on_result=on_result, cancelled=self._call.cancelled
-                )
+            given = await execute(
+                executor, calls, approved=approved, on_result=on_result, cancelled=self._call.cancelled
+            )
             if approved and (not isinstance(given, dict) or given.get("mode") == "approval_required"):
                 raise RuntimeError("the executor did not perform what was approved")
         except (StoreError, EffectWithdrawn):
@@ -205,13 +200,13 @@ class _Attempt:
         await self._keep()
         mode = str(given["mode"])
         approval = mode == "approval_required"
-        policy = self._policy if approval else None
+        policy = getattr(self._tools, "policy", None)
+        known = policy if isinstance(policy, ToolApprovalPolicy) else None
         shown = []
         for call, place in zip(calls, places, strict=True):
             safe = call if call["arguments"] != self._batch.calls[place]["arguments"] else self._batch.shown[place]
-            shown.append({**safe, "needs_approval": policy is None or policy.needs_approval(call)})
-        if not approval:
-            shown = [{name: value for name, value in call.items() if name != "needs_approval"} for call in shown]
+            needed = known is None or known.needs_approval(call)
+            shown.append({**safe, "needs_approval": needed} if approval else safe)
         question = Question(
             kind="approval" if approval else "results",
             digest=self._batch.digest(self._call.key, places) if approval else None,
@@ -252,16 +247,6 @@ class _Attempt:
             details=details,
         )
 
-    @property
-    def _override(self) -> Any:
-        runtime = self._call.run.vars.get("_runtime")
-        return runtime.get("tool_policy") if isinstance(runtime, dict) else None
-
-    @property
-    def _policy(self) -> ToolApprovalPolicy | None:
-        policy = getattr(self._tools, "policy", None)
-        return policy.for_run(self._override) if isinstance(policy, ToolApprovalPolicy) else None
-
     # -- the end
 
     def _in_place(self) -> list[tuple[int, Result | None]]:
@@ -278,7 +263,7 @@ class _Attempt:
         changes = [Change(path="_flow_warnings", op="append", value=text) for text in self._batch.warnings]
         changes += self._sticky()
         if self._evidence is not None:
-            stats = await asyncio.to_thread(
+            stats = await in_thread(
                 self._evidence.record_tool_calls,
                 run=self._call.run,
                 node_id=self._call.node_id,
@@ -290,7 +275,9 @@ class _Attempt:
 
     def _sticky(self) -> list[Change]:
         """What was approved for the whole run; not where its override cannot be read, which makes everything ask."""
-        if not self._always or not (self._override is None or is_readable(self._override)):
+        runtime = self._call.run.vars.get("_runtime")
+        override = runtime.get("tool_policy") if isinstance(runtime, dict) else None
+        if not self._always or not (override is None or is_readable(override)):
             return []
         path = f"{_POLICY}.approved_tools"
         return [
