@@ -76,7 +76,17 @@ from .history import (
 from .identity import ActorFingerprint
 from .memory import ActiveContextPolicy, TimeRange
 from .runtime import AsyncRuntime
-from .scheduler import WorkflowRegistry
+from .scheduler import (
+    AsyncScheduledRuntime,
+    AsyncScheduler,
+    Quarantined,
+    ScheduledRuntime,
+    Scheduler,
+    SchedulerStats,
+    WorkflowRegistry,
+    create_async_scheduled_runtime,
+    create_scheduled_runtime,
+)
 from .storage.artifacts import (
     Artifact,
     ArtifactAccessStats,
@@ -180,6 +190,8 @@ __all__ = [
     "AsyncOffloadingLedgerStore",
     "AsyncOffloadingRunStore",
     "AsyncRuntime",
+    "AsyncScheduledRuntime",
+    "AsyncScheduler",
     "AsyncSqliteCommandCursorStore",
     "AsyncSqliteCommandStore",
     "AsyncSqliteLedgerStore",
@@ -234,6 +246,7 @@ __all__ = [
     "OffloadingLedgerStore",
     "OffloadingRunStore",
     "Page",
+    "Quarantined",
     "QueryableRunStore",
     "Question",
     "ReentrantTick",
@@ -252,6 +265,9 @@ __all__ = [
     "Runtime",
     "RuntimeClosed",
     "RuntimeConfig",
+    "ScheduledRuntime",
+    "Scheduler",
+    "SchedulerStats",
     "SecretUnavailable",
     "Snapshot",
     "SnapshotStore",
@@ -293,6 +309,8 @@ __all__ = [
     "artifact_ref",
     "compute_artifact_id",
     "compute_idempotency_key",
+    "create_async_scheduled_runtime",
+    "create_scheduled_runtime",
     "diff_snapshots",
     "export_run_history_bundle",
     "get_artifact_id",

@@ -8,6 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from .core import kernel
+from .core.codec import DEEPEST_GIVEN
 from .core.errors import StaleResumeError, UnknownWorkflow
 from .core.ids import check_optional, check_text
 from .core.models import Commit, RunState
@@ -103,7 +104,7 @@ class ApprovesRuns:
                 max_steps=max_steps,
                 actor_id=actor_id,
             )
-        answer = admit(decision, "decision")
+        answer = admit(decision, "decision", deepest=DEEPEST_GIVEN)
 
         def act(run: RunState, stamp: kernel.Stamp) -> Commit:
             return kernel.answered(run, wait_key, answer, stamp, actor_id=actor_id, lookup_key=None)

@@ -17,6 +17,7 @@ from .core import portal
 from .core.capacity import Capacity
 from .core.classify import is_retryable, retry_after
 from .core.clock import Clock
+from .core.codec import DEEPEST_GIVEN
 from .core.errors import SecretUnavailable, StoreError, StoreTooLarge, UnknownRun
 from .core.ids import check_text
 from .core.models import Effect, EffectType, Intent, RunState
@@ -111,7 +112,7 @@ class Attempts:
         try:
             value = handler.run(call) if handler.direct else await handler.run(call)
         except StoreError as error:
-            if handler.inside:  # the runtime's own look at its store: no failure of the effect
+            if handler.inside or handler.ours:  # the runtime's own use of its store: no failure of the effect
                 raise
             value = await self._failure(call.effect, error)
         except Exception as error:  # a boundary: what a handler raises is the effect's failure
@@ -208,7 +209,8 @@ def _admitting(land: Land, hidden: list[str]) -> Callable[[str, Any], Awaitable[
 
     async def lands(part: str, value: Any) -> Any:
         check_text(part, "part")
-        kept = admit(scrub(admit(value, f"landed {part!r}"), hidden), f"landed {part!r}")
+        safe = admit(value, f"landed {part!r:.80}", deepest=DEEPEST_GIVEN)
+        kept = admit(scrub(safe, hidden), f"landed {part!r:.80}")
         await land(part, kept)
         return kept
 
