@@ -244,8 +244,9 @@ class Runtime:
 
         `wait_key=None` answers whatever waits. With a `resume_id`, the same answer given twice counts once. `actor_id`
         is kept in the record. Raises `StaleResumeError` (a ValueError) when the run does not wait for this,
-        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`. The result of a
-        subworkflow that the run has taken by itself meanwhile is no error: the run moves on as `tick` does.
+        `InvalidAnswer` when the answer is none of the allowed choices, or no decision where an effect asks for one,
+        `RunPaused`, `UnknownRun`. The result of a subworkflow that the run has taken by itself meanwhile is no error:
+        the run moves on as `tick` does.
         """
         return drive(
             self.aio.resume,
