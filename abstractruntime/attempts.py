@@ -101,18 +101,29 @@ class Attempts:
         if signal.is_set():
             return EffectOutcome.cancelled()
         call = call_of(run, intent, payload, signal, intent.started_at)
+        troubles: list[StoreError] = []
         if land is not None:
-            call = replace(call, lands=_admitting(land, hidden), loop=asyncio.get_running_loop())
-        return await self.outcome(handler, call, nodes, hidden)
+            call = replace(call, lands=_admitting(land, hidden, troubles), loop=asyncio.get_running_loop())
+        return await self.outcome(handler, call, nodes, hidden, troubles)
 
     async def outcome(
-        self, handler: Handler, call: EffectCall, nodes: Collection[str], hidden: list[str]
+        self,
+        handler: Handler,
+        call: EffectCall,
+        nodes: Collection[str],
+        hidden: list[str],
+        troubles: Collection[StoreError] = (),
     ) -> EffectOutcome:
-        """What the handler makes of the call, without the texts that must stay hidden."""
+        """What the handler makes of the call, without the texts that must stay hidden.
+
+        Of `troubles`, which are the runtime's own, none is a failure of the effect.
+        """
         try:
             value = handler.run(call) if handler.direct else await handler.run(call)
         except StoreError as error:
-            if handler.inside or handler.ours:  # the runtime's own use of its store: no failure of the effect
+            if (
+                handler.inside or handler.ours or error in troubles
+            ):  # the runtime's own use of its store: no failure of the effect
                 raise
             value = await self._failure(call.effect, error)
         except Exception as error:  # a boundary: what a handler raises is the effect's failure
@@ -204,14 +215,20 @@ def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: Canc
     )
 
 
-def _admitting(land: Land, hidden: list[str]) -> Callable[[str, Any], Awaitable[Any]]:
-    """Lands what may be persisted of a value, and gives it as it was landed."""
+def _admitting(land: Land, hidden: list[str], troubles: list[StoreError]) -> Callable[[str, Any], Awaitable[Any]]:
+    """Lands what may be persisted of a value, and gives it as it was landed; notes what the store could not do."""
 
     async def lands(part: str, value: Any) -> Any:
         check_text(part, "part")
         safe = admit(value, f"landed {part!r:.80}", deepest=DEEPEST_GIVEN)
         kept = admit(scrub(safe, hidden), f"landed {part!r:.80}")
-        await land(part, kept)
+        try:
+            await land(part, kept)
+        except StoreTooLarge:  # it would be too large the next time too
+            raise
+        except StoreError as error:
+            troubles.append(error)
+            raise
         return kept
 
     return lands
