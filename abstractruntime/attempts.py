@@ -100,10 +100,9 @@ class Attempts:
             return EffectOutcome.failed(f"secrets= raised a {type(error).__name__}", retryable=False)
         if signal.is_set():
             return EffectOutcome.cancelled()
-        call = call_of(run, intent, payload, signal, intent.started_at)
         troubles: list[StoreError] = []
-        if land is not None:
-            call = replace(call, lands=_admitting(land, hidden, troubles), loop=asyncio.get_running_loop())
+        lands = None if land is None else _admitting(land, hidden, troubles)
+        call = call_of(run, intent, payload, signal, intent.started_at, lands)
         return await self.outcome(handler, call, nodes, hidden, troubles)
 
     async def outcome(
@@ -196,10 +195,18 @@ def nowhere(error: UnknownRun) -> EffectOutcome:
     return EffectOutcome.failed(f"The effect writes to another run: {error}", retryable=False)
 
 
-def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: CancelSignal, now: str) -> EffectCall:
+def call_of(
+    run: RunState,
+    intent: Intent,
+    payload: dict[str, Any],
+    signal: CancelSignal,
+    now: str,
+    lands: Callable[[str, Any], Awaitable[Any]] | None = None,
+) -> EffectCall:
     """One attempt as its handler sees it."""
-    attempts = () if run.intent is None else run.intent.parts or (run.intent,)
-    own = next((attempt for attempt in attempts if attempt.step_id == intent.step_id), None)
+    own = run.intent
+    if own is not None and own.parts:
+        own = next((part for part in own.parts if part.step_id == intent.step_id), None)
     return EffectCall(
         run=run,
         effect=intent.effect if payload is intent.effect.payload else replace(intent.effect, payload=payload),
@@ -212,6 +219,8 @@ def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: Canc
         cancelled=signal,
         answer=own.answer if own is not None else None,
         landed=own.landed if own is not None else {},
+        lands=lands,
+        loop=None if lands is None else asyncio.get_running_loop(),
     )
 
 
