@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
 
-from . import facade, imports, lives, long_runs, recovery, steps, stores, table
+from . import crowd, driving, facade, imports, lives, long_runs, recovery, steps, stores, table
 
 #: the size of a quick benchmark, relative to a full one
 _QUICK = 0.02
@@ -35,6 +35,8 @@ def _rows(folder: Path, rounds: int, scale: float) -> Iterator[table.Row]:
     yield from lives.rows(folder, rounds=rounds, scale=scale)
     yield from long_runs.rows(folder, rounds=rounds, scale=scale)
     yield from recovery.rows(folder, rounds=rounds, scale=scale)
+    yield from driving.rows(folder, rounds=rounds, scale=scale)
+    yield from crowd.rows(folder, rounds=rounds, scale=scale)
     yield from facade.rows(rounds=rounds, scale=scale)
     yield from imports.rows(rounds=rounds)
 
