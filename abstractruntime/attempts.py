@@ -6,9 +6,10 @@ outcome of its effect.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, TypeAlias
 
 from msgspec.structs import replace
 
@@ -16,15 +17,19 @@ from .core import portal
 from .core.capacity import Capacity
 from .core.classify import is_retryable, retry_after
 from .core.clock import Clock
+from .core.codec import DEEPEST_GIVEN
 from .core.errors import SecretUnavailable, StoreError, StoreTooLarge, UnknownRun
 from .core.ids import check_text
 from .core.models import Effect, EffectType, Intent, RunState
 from .core.outcomes import CancelSignal, EffectCall, EffectOutcome
 from .core.policy import EffectPolicy, UnknownRule, has_default_keys, pause_before_retry, unknown_rule
-from .core.secrets import Secrets, reveal
+from .core.secrets import Secrets, admit, reveal, scrub
 from .effects.handlers import Handler, checked_outcome
 
 log = logging.getLogger("abstractruntime")
+
+#: makes a part of an effect durable
+Land: TypeAlias = Callable[[str, Any], Awaitable[None]]
 
 
 class Attempts:
@@ -72,9 +77,18 @@ class Attempts:
         return await portal.here(unknown_rule, self.policy, effect)
 
     async def perform(
-        self, run: RunState, intent: Intent, raw: dict[str, Any] | None, signal: CancelSignal, nodes: Collection[str]
+        self,
+        run: RunState,
+        intent: Intent,
+        raw: dict[str, Any] | None,
+        signal: CancelSignal,
+        nodes: Collection[str],
+        land: Land | None = None,
     ) -> EffectOutcome:
-        """Call the handler and return what may be persisted of its outcome. `run` is a copy that it may change."""
+        """Call the handler and return what may be persisted of its outcome. `run` is a copy that it may change.
+
+        What the handler lands of the effect goes to `land`.
+        """
         handler = self._handlers.get(intent.effect.type)
         if handler is None:
             return no_handler(intent.effect)
@@ -86,16 +100,29 @@ class Attempts:
             return EffectOutcome.failed(f"secrets= raised a {type(error).__name__}", retryable=False)
         if signal.is_set():
             return EffectOutcome.cancelled()
-        return await self.outcome(handler, call_of(run, intent, payload, signal, intent.started_at), nodes, hidden)
+        troubles: list[StoreError] = []
+        lands = None if land is None else _admitting(land, hidden, troubles)
+        call = call_of(run, intent, payload, signal, intent.started_at, lands)
+        return await self.outcome(handler, call, nodes, hidden, troubles)
 
     async def outcome(
-        self, handler: Handler, call: EffectCall, nodes: Collection[str], hidden: list[str]
+        self,
+        handler: Handler,
+        call: EffectCall,
+        nodes: Collection[str],
+        hidden: list[str],
+        troubles: Collection[StoreError] = (),
     ) -> EffectOutcome:
-        """What the handler makes of the call, without the texts that must stay hidden."""
+        """What the handler makes of the call, without the texts that must stay hidden.
+
+        Of `troubles`, which are the runtime's own, none is a failure of the effect.
+        """
         try:
             value = handler.run(call) if handler.direct else await handler.run(call)
         except StoreError as error:
-            if handler.inside or handler.ours:  # the runtime's own use of its store: no failure of the effect
+            if (
+                handler.inside or handler.ours or error in troubles
+            ):  # the runtime's own use of its store: no failure of the effect
                 raise
             value = await self._failure(call.effect, error)
         except Exception as error:  # a boundary: what a handler raises is the effect's failure
@@ -168,8 +195,18 @@ def nowhere(error: UnknownRun) -> EffectOutcome:
     return EffectOutcome.failed(f"The effect writes to another run: {error}", retryable=False)
 
 
-def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: CancelSignal, now: str) -> EffectCall:
+def call_of(
+    run: RunState,
+    intent: Intent,
+    payload: dict[str, Any],
+    signal: CancelSignal,
+    now: str,
+    lands: Callable[[str, Any], Awaitable[Any]] | None = None,
+) -> EffectCall:
     """One attempt as its handler sees it."""
+    own = run.intent
+    if own is not None and own.parts:
+        own = next((part for part in own.parts if part.step_id == intent.step_id), None)
     return EffectCall(
         run=run,
         effect=intent.effect if payload is intent.effect.payload else replace(intent.effect, payload=payload),
@@ -180,4 +217,27 @@ def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: Canc
         attempt=intent.attempt,
         now=now,
         cancelled=signal,
+        answer=own.answer if own is not None else None,
+        landed=own.landed if own is not None else {},
+        lands=lands,
+        loop=None if lands is None else asyncio.get_running_loop(),
     )
+
+
+def _admitting(land: Land, hidden: list[str], troubles: list[StoreError]) -> Callable[[str, Any], Awaitable[Any]]:
+    """Lands what may be persisted of a value, and gives it as it was landed; notes what the store could not do."""
+
+    async def lands(part: str, value: Any) -> Any:
+        check_text(part, "part")
+        safe = admit(value, f"landed {part!r:.80}", deepest=DEEPEST_GIVEN)
+        kept = admit(scrub(safe, hidden), f"landed {part!r:.80}")
+        try:
+            await land(part, kept)
+        except StoreTooLarge:  # it would be too large the next time too
+            raise
+        except StoreError as error:
+            troubles.append(error)
+            raise
+        return kept
+
+    return lands

@@ -172,6 +172,13 @@ class Runtime:
         """Replace the policy, from the next effect on."""
         self.aio.set_effect_policy(policy)
 
+    def set_tool_executor_for_resume(self, executor: Any) -> None:
+        """Let this executor perform the tool calls that are approved; without it, the one that asked does.
+
+        Raises TypeError when the handler of TOOL_CALLS is none of `make_tool_calls_handler`.
+        """
+        self.aio.set_tool_executor_for_resume(executor)
+
     # -- moving runs
 
     def start(
@@ -237,8 +244,9 @@ class Runtime:
 
         `wait_key=None` answers whatever waits. With a `resume_id`, the same answer given twice counts once. `actor_id`
         is kept in the record. Raises `StaleResumeError` (a ValueError) when the run does not wait for this,
-        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`. The result of a
-        subworkflow that the run has taken by itself meanwhile is no error: the run moves on as `tick` does.
+        `InvalidAnswer` when the answer is none of the allowed choices, or no decision where an effect asks for one,
+        `RunPaused`, `UnknownRun`. The result of a subworkflow that the run has taken by itself meanwhile is no error:
+        the run moves on as `tick` does.
         """
         return drive(
             self.aio.resume,
@@ -268,6 +276,13 @@ class Runtime:
         return drive(self.aio.retry_run, run_id, reason=reason, actor_id=actor_id, force=force)
 
     emit_event = twin(AsyncRuntime.emit_event)
+
+    # -- approvals
+
+    list_approvals = twin(AsyncRuntime.list_approvals)
+    decide = twin(AsyncRuntime.decide)
+    approve = twin(AsyncRuntime.approve)
+    deny = twin(AsyncRuntime.deny)
 
     # -- managing whole runs
 
