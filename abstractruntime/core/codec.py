@@ -57,7 +57,7 @@ def json_safe(value: Any, path: str, *, deepest: int = DEEPEST) -> Any:
     try:
         data = encode(value)
         back = decode(data)
-        if back == value and not is_deeper(data, deepest):
+        if back == value and (len(data) <= 2 * deepest or not is_deeper(data, deepest)):
             return back
     except REFUSALS:
         pass  # the walk below says where and why
@@ -75,8 +75,11 @@ def json_safe(value: Any, path: str, *, deepest: int = DEEPEST) -> Any:
 
 
 def is_deeper(data: bytes, most: int) -> bool:
-    """Whether there may be more than `most` lists and dicts inside one another; brackets in texts may look like it."""
-    if len(data) <= 2 * most or data.count(b"[") + data.count(b"{") <= most:
+    """Whether there may be more than `most` lists and dicts inside one another; brackets in texts may look like it.
+
+    Callers need not ask about data that has not even room for their brackets.
+    """
+    if data.count(b"[") + data.count(b"{") <= most:
         return False
     brackets = data.translate(_ALIKE, _OTHERS)
     for _ in range(most):  # each time without the innermost ones

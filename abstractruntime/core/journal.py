@@ -62,14 +62,11 @@ def prepare(commit: Commit, *, slim: bool = True, chain: bool = False, keep: int
         and before.status is RunStatus.RUNNING
         and run.status is RunStatus.RUNNING
         and before.owner == run.owner
-        and not (_is_put_off(before) or _is_put_off(run))
+        # an index of stores says when the next attempt is due
+        and (before.intent is None or before.intent.due is None)
+        and (run.intent is None or run.intent.due is None)
         and not (commit.answers or commit.requests or commit.also or commit.messages),
     )
-
-
-def _is_put_off(run: RunState) -> bool:
-    """Whether its next attempt is due later, which an index of stores says."""
-    return run.intent is not None and run.intent.due is not None
 
 
 def _other(commit: Commit) -> Write:

@@ -41,7 +41,7 @@ def admit_both(value: Any, path: str, *, deepest: int = DEEPEST) -> tuple[Any, A
     try:
         data = encode(value)
         back = decode(data)
-        if back == value and not is_deeper(data, deepest):
+        if back == value and (len(data) <= 2 * deepest or not is_deeper(data, deepest)):
             return back, _redact(back) if _suspicious(data) else back
     except REFUSALS:
         pass  # json_safe says where and why
