@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -76,6 +77,8 @@ class AsyncRuntime(
         enforce_limits: what happens before a node of a run is asked that has reached a limit of its iterations, tokens
             or history: nothing (None), the run fails (`"fail"`), or it waits for a person who says whether to raise the
             limit or to stop (`"ask"`); it goes on after `resume`, or when `update_limits` has raised the limit.
+        on_close: functions, sync or async, called in order when the runtime is closed, such as the `aclose` of a client
+            that its handlers use.
 
     >>> async with AsyncRuntime(run_store=runs, ledger_store=ledger) as rt:
     ...     state = await rt.run(workflow, vars={"task": "sum up"})
@@ -102,8 +105,9 @@ class AsyncRuntime(
         quarantine_after: int | None = None,
         snapshot_store: Any = None,
         enforce_limits: EnforceLimits = None,
+        on_close: Iterable[Callable[[], Any]] = (),
     ) -> None:
-        self._snapshot_store = snapshot_store
+        self._snapshot_store, self._on_close = snapshot_store, tuple(on_close)
         self._run_store, self._ledger_store = run_store, ledger_store
         self._clock = clock or SYSTEM_CLOCK
         self._ctx: RunContext = context if context is not None else DefaultRunContext(self._clock)
@@ -186,10 +190,17 @@ class AsyncRuntime(
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Hand back the effects in flight, give up the lease, end who follows. The stores stay open: they are yours."""
+        """Hand back the effects in flight, give up the lease, end who follows, call `on_close`.
+
+        The stores stay open: they are yours.
+        """
         self._following.close()
         await self._engine.stop()
         await self._leases.close()
+        for close in self._on_close:
+            closed = close()
+            if inspect.isawaitable(closed):
+                await closed
 
     # -- moving runs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -62,6 +62,7 @@ class Runtime:
         quarantine_after: int | None = None,
         snapshot_store: Any = None,
         enforce_limits: EnforceLimits = None,
+        on_close: Iterable[Callable[[], Any]] = (),
     ) -> None:
         self.aio = AsyncRuntime(
             run_store=run_store,
@@ -82,6 +83,7 @@ class Runtime:
             quarantine_after=quarantine_after,
             snapshot_store=snapshot_store,
             enforce_limits=enforce_limits,
+            on_close=on_close,
         )
 
     def __enter__(self) -> Runtime:
@@ -93,10 +95,10 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Hand back the effects in flight, give up the lease, end who follows. The stores stay open: they are yours.
+        """Hand back the effects in flight, give up the lease, end who follows, call `on_close`.
 
-        A program that forgets it still exits; others then learn that its runs are free when they notice that its
-        process is gone, or when its lease has run out.
+        The stores stay open: they are yours. A program that forgets it still exits; others then learn that its runs
+        are free when they notice that its process is gone, or when its lease has run out.
         """
         drive(self.aio.aclose)
 
