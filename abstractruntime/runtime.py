@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
@@ -21,6 +20,7 @@ from .core.leases import Leases
 from .core.models import Commit, RunState, RunStatus
 from .core.policy import DefaultEffectPolicy, EffectPolicy
 from .core.secrets import Secrets, admit
+from .core.shielding import call_all
 from .core.spec import DefaultRunContext, RunContext, WorkflowSpec
 from .core.threads import WorkerThreads
 from .core.typed import check_vars
@@ -84,8 +84,7 @@ class AsyncRuntime(
         enforce_limits: what happens before a node of a run is asked that has reached a limit of its iterations, tokens
             or history: nothing (None), the run fails (`"fail"`), or it waits for a person who says whether to raise the
             limit or to stop (`"ask"`); it goes on after `resume`, or when `update_limits` has raised the limit.
-        on_close: functions, sync or async, called in order when the runtime is closed, such as the `aclose` of a client
-            that its handlers use.
+        on_close: functions, sync or async, called in order when the runtime is closed.
 
     >>> async with AsyncRuntime(run_store=runs, ledger_store=ledger) as rt:
     ...     state = await rt.run(workflow, vars={"task": "sum up"})
@@ -225,10 +224,7 @@ class AsyncRuntime(
         self._following.close()
         await self._engine.stop()
         await self._leases.close()
-        for close in self._on_close:
-            closed = close()
-            if inspect.isawaitable(closed):
-                await closed
+        await call_all(self._on_close)
         if self._opened is not None:
             await self._opened.aclose()
 
