@@ -60,6 +60,7 @@ FLOORS = (
     ("runtime",),
     ("sync",),
     ("testing",),
+    ("integrations",),
 )
 FLOOR_OF = {place: floor for floor, places in enumerate(FLOORS) for place in places}
 SHIMS = {"core.runtime"}  # documented addresses that only hand names on
