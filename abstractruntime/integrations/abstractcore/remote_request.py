@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...core.codec import REFUSALS, encode
+from ...core.codec import encode, json_safe
+from ...core.errors import UnsafeValue
 from ...core.secrets import admit
 from .protocols import LLMError
 
@@ -178,14 +179,13 @@ def schema_of(params: Mapping[str, Any]) -> Any:
 
 
 def checked(body: dict[str, Any]) -> dict[str, Any]:
-    """`body`, if JSON can carry it."""
+    """`body` as JSON carries it. Raises `LLMError` naming what it cannot carry."""
     try:
-        encode(body)
-    except REFUSALS as error:
-        raise LLMError(
-            f"The request cannot be written as JSON: {error}", kind="invalid_request", retryable=False
-        ) from (error)
-    return body
+        safe: dict[str, Any] = json_safe(body, "request")
+    except UnsafeValue as error:
+        text = f"The request cannot be written as JSON: {error}"
+        raise LLMError(text, kind="invalid_request", retryable=False) from error
+    return safe
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:

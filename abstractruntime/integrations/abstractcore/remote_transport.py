@@ -15,11 +15,8 @@ from ...core.threads import WorkerThreads
 from .extra import needed
 from .protocols import LLMError
 from .remote_failures import too_slow, unreachable
+from .remote_pools import Pools
 
-#: seconds to open a connection
-CONNECT_S = 30.0
-#: seconds that an idle connection is kept: less than the server keeps it, so that none is used as it closes
-KEPT_S = 3.0
 #: bytes of an answer that are read
 LARGEST = 256 * 2**20
 
@@ -57,8 +54,7 @@ class HttpTransport:
     def __init__(self, root: str) -> None:
         self._root = root
         self._httpx = needed("httpx")
-        self._ssl: Any = self._httpx.create_ssl_context() if root.startswith("https:") else False
-        self._clients: dict[asyncio.AbstractEventLoop, Any] = {}
+        self._pools = Pools(root)
 
     async def send(
         self,
@@ -91,39 +87,23 @@ class HttpTransport:
         content = None if body is None else encode(body)
         sent = headers if body is None else {**headers, "Content-Type": "application/json"}
         try:
-            async with asyncio.timeout(timeout_s):
-                request = self._client().stream(method, self._root + path, headers=sent, content=content)
-                async with request as response:
-                    async for chunk in response.aiter_bytes():
-                        if sink.take(chunk, response.status_code):
-                            break
-                    return Answer(response.status_code, response.headers, bytes(sink.data))
+            async with (
+                asyncio.timeout(timeout_s),
+                self._pools.client() as client,
+                client.stream(method, self._root + path, headers=sent, content=content) as response,
+            ):
+                async for chunk in response.aiter_bytes():
+                    if sink.take(chunk, response.status_code):
+                        break
+                return Answer(response.status_code, response.headers, bytes(sink.data))
         except TimeoutError as error:
             raise too_slow(self._root, timeout_s or 0.0) from error
         except self._httpx.HTTPError as error:
             raise unreachable(error, self._root) from error
 
-    def _client(self) -> Any:
-        loop = asyncio.get_running_loop()
-        if loop not in self._clients:
-            for gone in [known for known in self._clients if known.is_closed()]:
-                del self._clients[gone]
-            self._clients[loop] = self._httpx.AsyncClient(
-                limits=self._httpx.Limits(max_connections=None, keepalive_expiry=KEPT_S),
-                timeout=self._httpx.Timeout(None, connect=CONNECT_S),
-                verify=self._ssl,
-            )
-        return self._clients[loop]
-
     async def aclose(self) -> None:
-        """Close the connections of every loop that still runs. The transport can be used again."""
-        here = asyncio.get_running_loop()
-        for loop in list(self._clients):
-            client = self._clients.pop(loop)
-            if loop is here:
-                await client.aclose()
-            elif loop.is_running():
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(client.aclose(), loop))
+        """Close the connections. New calls open new ones."""
+        await self._pools.aclose()
 
 
 class SenderTransport:
