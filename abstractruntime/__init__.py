@@ -74,7 +74,17 @@ from .history import (
 from .identity import ActorFingerprint
 from .memory import ActiveContextPolicy, TimeRange
 from .runtime import AsyncRuntime
-from .scheduler import WorkflowRegistry
+from .scheduler import (
+    AsyncScheduledRuntime,
+    AsyncScheduler,
+    Quarantined,
+    ScheduledRuntime,
+    Scheduler,
+    SchedulerStats,
+    WorkflowRegistry,
+    create_async_scheduled_runtime,
+    create_scheduled_runtime,
+)
 from .storage.artifacts import (
     Artifact,
     ArtifactAccessStats,
@@ -177,6 +187,8 @@ __all__ = [
     "AsyncOffloadingLedgerStore",
     "AsyncOffloadingRunStore",
     "AsyncRuntime",
+    "AsyncScheduledRuntime",
+    "AsyncScheduler",
     "AsyncSqliteCommandCursorStore",
     "AsyncSqliteCommandStore",
     "AsyncSqliteLedgerStore",
@@ -229,6 +241,7 @@ __all__ = [
     "OffloadingLedgerStore",
     "OffloadingRunStore",
     "Page",
+    "Quarantined",
     "QueryableRunStore",
     "ReentrantTick",
     "Request",
@@ -246,6 +259,9 @@ __all__ = [
     "Runtime",
     "RuntimeClosed",
     "RuntimeConfig",
+    "ScheduledRuntime",
+    "Scheduler",
+    "SchedulerStats",
     "SecretUnavailable",
     "Snapshot",
     "SnapshotStore",
@@ -287,6 +303,8 @@ __all__ = [
     "artifact_ref",
     "compute_artifact_id",
     "compute_idempotency_key",
+    "create_async_scheduled_runtime",
+    "create_scheduled_runtime",
     "diff_snapshots",
     "export_run_history_bundle",
     "get_artifact_id",

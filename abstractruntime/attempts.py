@@ -95,7 +95,7 @@ class Attempts:
         try:
             value = handler.run(call) if handler.direct else await handler.run(call)
         except StoreError as error:
-            if handler.inside:  # the runtime's own look at its store: no failure of the effect
+            if handler.inside or handler.ours:  # the runtime's own use of its store: no failure of the effect
                 raise
             value = await self._failure(call.effect, error)
         except Exception as error:  # a boundary: what a handler raises is the effect's failure

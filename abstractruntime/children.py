@@ -6,6 +6,7 @@ What their states mean is the kernel's; here it gets them, and the workflows by 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from msgspec.structs import replace
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 from .attempts import Attempts
 from .core import kernel
 from .core.config import RuntimeConfig
-from .core.errors import StoreTooLarge, UnknownRun
+from .core.errors import RevisionConflict, StoreTooLarge, UnknownRun
 from .core.journal import Journal
 from .core.models import TERMINAL, Child, Commit, Intent, Request, RunState, RunStatus
 from .core.outcomes import EffectOutcome
@@ -144,6 +145,13 @@ class Children:
             )
         return found
 
+    async def begin(
+        self, run: RunState, workflow: WorkflowSpec[Any], vars: dict[str, Any], run_id: str, stamp: kernel.Stamp
+    ) -> None:
+        """Create a run below this one, of a workflow of our own, unless somebody has created it meanwhile."""
+        with suppress(RevisionConflict):
+            await self._journal.commit(kernel.create(self._new(run, workflow, run_id, vars, None), stamp))
+
     async def _end(
         self, run: RunState, outcome: EffectOutcome, spare: tuple[str, ...], stamp: kernel.Stamp
     ) -> tuple[RunState, tuple[str, ...]]:
@@ -176,7 +184,9 @@ class Children:
         made = {}
         for place in places:
             child, wanted = children[place], order.children[place]
-            created = kernel.create(self._new(run, child, wanted.vars, wanted.session_id), stamp)
+            created = kernel.create(
+                self._new(run, self.workflow(child.workflow_id), child.run_id, wanted.vars, wanted.session_id), stamp
+            )
             if wanted.run_id is None:  # there is none, unless stores that do not commit together were interrupted
                 made[place] = replace(created, if_absent=True)
                 continue
@@ -190,8 +200,9 @@ class Children:
             raise ValueError("start_subworkflow: two children have the same run_id; give each its own, or none")
         return made
 
-    def _new(self, run: RunState, child: Child, vars: dict[str, Any], session_id: str | None) -> RunState:
-        workflow = self.workflow(child.workflow_id)
+    def _new(
+        self, run: RunState, workflow: WorkflowSpec[Any], run_id: str, vars: dict[str, Any], session_id: str | None
+    ) -> RunState:
         inherited = {name: run.vars[name] for name in kernel.INHERITED if _is_set(run.vars.get(name))}
         given = vars | {name: value for name, value in inherited.items() if not _is_set(vars.get(name))}
         check_vars(workflow, given)
@@ -202,7 +213,7 @@ class Children:
             session_id=session_id or run.session_id,
             parent_run_id=run.run_id,
             vars=seeded(given, self._config),
-            run_id=child.run_id,
+            run_id=run_id,
         )
         new.root_run_id = run.root
         new.fingerprint, new.workflow_version = workflow.fingerprint, workflow.version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .core.codec import DEEPEST_GIVEN
 from .core.ids import check_optional, check_text, new_id
 from .core.journal import Journal
 from .core.secrets import admit
@@ -53,7 +54,7 @@ class EmitsEvents:
             check_optional(value, what)
         sent = emission(
             name=check_text(name, "name"),
-            payload=admit(payload, "payload"),
+            payload=admit(payload, "payload", deepest=DEEPEST_GIVEN),
             scope=check_text(scope, "scope"),
             session_id=session_id,
             workflow_id=workflow_id,

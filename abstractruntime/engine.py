@@ -82,7 +82,7 @@ class Engine:
             children=children,
             spare=self.cascade.spare,
             drive=self._visit_child,
-            busy=self._is_ticked,
+            busy=self.is_ticked,
             stamp=performer.stamp,
         )
         #: attributes that nodes find on the run they are given
@@ -127,11 +127,16 @@ class Engine:
                 raise tick.nest.error
             return run
 
-    def _is_ticked(self, run_id: str) -> bool:
+    def is_ticked(self, run_id: str) -> bool:
+        """Whether a tick of the run is under way here, or waits for its turn."""
         return run_id in self._turns
 
+    def ticked(self) -> list[str]:
+        """The runs of which a tick is under way, or waits for its turn."""
+        return list(self._turns)
+
     async def _visit_child(self, workflow: WorkflowSpec[Any], run_id: str, family: Family) -> RunState:
-        if self._is_ticked(run_id):  # who waits for another's tick may wait for its own
+        if self.is_ticked(run_id):  # who waits for another's tick may wait for its own
             return (await self._journal.load(run_id)).run
         return await self._visit(workflow, run_id, _NO_LIMIT, family)
 

@@ -119,7 +119,7 @@ class ParallelStep:
         """Try one effect until it has ended, or its next attempt is far away."""
         async with width:
             while self._trouble is None and await self._is_due(seq):
-                async with self._attempts.capacity.place(self._part_now(seq).effect.type):
+                async with self._attempts.capacity.place(self._part_now(seq).effect):
                     if not self._part_now(seq).begun and not await self._landed(self._begun(self._part_now(seq))):
                         return
                     part = self._part_now(seq)

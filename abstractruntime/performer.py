@@ -106,8 +106,8 @@ class Performer:
             call = call_of(run, intent, raws[0], CancelSignal(), stamp.at)
             outcome = await self._attempts.outcome(handler, call, nodes, [])
         else:
-            async with self._attempts.capacity.place(effect.type):
-                if effect.type in self._attempts.capacity.limited:
+            async with self._attempts.capacity.place(effect):
+                if self._attempts.capacity.may_wait(effect):
                     stamp = self.stamp()  # it may have waited for long
                 return await self._claimed(
                     stamp, lambda: kernel.promise(run, intent, self._leases.owner, stamp), run, raws, nodes
@@ -148,7 +148,7 @@ class Performer:
                 return await self._journal.commit(kernel.lost(run, self.stamp()))
         if not intent.parts and self._attempts.handler(intent.effect.type) is None:
             return await self._journal.commit(kernel.settle(run, no_handler(intent.effect), self.stamp()))
-        async with self._attempts.capacity.place(intent.effect.type):
+        async with self._attempts.capacity.place(intent.effect):
             stamp = self.stamp()
             return await self._claimed(
                 stamp,
@@ -158,7 +158,7 @@ class Performer:
                     stamp,
                     give_up=give_up,
                     kept=self._kept,
-                    later=self._attempts.capacity.limited,
+                    later=self._attempts.capacity.may_wait,
                 ),
                 run,
                 raws,
@@ -178,7 +178,7 @@ class Performer:
         return await self._claimed(
             stamp,
             lambda: kernel.promise(
-                run, intent, self._leases.owner, stamp, records=records, later=self._attempts.capacity.limited
+                run, intent, self._leases.owner, stamp, records=records, later=self._attempts.capacity.may_wait
             ),
             run,
             raws,

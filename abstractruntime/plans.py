@@ -6,13 +6,16 @@ from typing import Any, TypeAlias
 
 from msgspec.structs import replace
 
-from .core.codec import json_safe
+from .core.codec import DEEPEST, DEEPEST_GIVEN, json_safe
 from .core.errors import InvalidPlan, UnknownNode
 from .core.models import Effect, StepPlan
 from .core.secrets import admit, admit_both
 from .core.spec import WorkflowSpec
 
 Workflow: TypeAlias = WorkflowSpec[Any]
+
+#: names in a result_key: a result that is as deep as results may be stays readable under it
+_LONGEST_KEY = DEEPEST - DEEPEST_GIVEN - 10
 
 #: payloads with their secrets, of the effects of one step, in order
 Raws: TypeAlias = list[dict[str, Any]]
@@ -25,7 +28,8 @@ def checked_plan(plan: Any, workflow: Workflow, node_id: str) -> tuple[StepPlan,
         raise _wrong(workflow, node_id, f"returned a {type(plan).__name__}; expected a StepPlan.")
     _check_text(plan.node_id, "node_id of the plan")
     if plan.complete_output is not None:
-        return StepPlan(plan.node_id, complete_output=admit(plan.complete_output, "complete_output")), []
+        output = admit(plan.complete_output, "complete_output", deepest=DEEPEST_GIVEN)
+        return StepPlan(plan.node_id, complete_output=output), []
     if plan.next_node:
         if plan.next_node not in workflow.nodes:
             raise UnknownNode(f"Node {node_id!r} goes on to {plan.next_node!r}, which is no node of the workflow.")
@@ -71,6 +75,8 @@ def _checked_effect(effect: Any, workflow: Workflow, node_id: str, path: str) ->
     _check_text(effect.type, "type of the effect")
     if effect.result_key:
         _check_text(effect.result_key, "result_key of the effect")
+        if effect.result_key.count(".") >= _LONGEST_KEY:
+            raise _wrong(workflow, node_id, f"returned a result_key of more than {_LONGEST_KEY} names.")
     raw, clean = admit_both(effect.payload, path)
     return Effect(effect.type, clean, effect.result_key or None), raw
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 from .attempts import Attempts
 from .children import Children
 from .core import kernel
-from .core.capacity import Capacity
+from .core.capacity import Capacity, ConcurrencyKey
 from .core.clock import SYSTEM_CLOCK, Clock
+from .core.codec import DEEPEST_GIVEN
 from .core.config import EnforceLimits, RuntimeConfig, checked_mode
 from .core.errors import RevisionConflict, RunIdentityConflict, RunQuarantined, StaleResumeError
 from .core.ids import check_optional, check_run_id
@@ -40,6 +42,8 @@ from .reading import ReadsRuns
 from .starting import difference, identity_of, seeded
 from .storage.finder import StoreFinder
 from .storage.joining import join
+from .storage.opening import OpenedStores, open_stores
+from .subruns import Subruns
 
 #: sync effect handlers that one runtime runs at the same time
 MAX_HANDLER_THREADS = 64
@@ -68,6 +72,10 @@ class AsyncRuntime(
         lease_seconds: how long a claim on an effect outlives a process that stops responding.
         max_inline_backoff: the longest pause between attempts, in seconds, that `tick` waits out itself.
         effect_limits: how many effects of a type this runtime performs at once, as in `{"llm_call": 8}`.
+        concurrency_key: a function of an `Effect` that says what it shares with others, such as its provider or model,
+            or None; effects with the same key are counted together. What it raises is logged, and means None.
+        key_limit: how many effects of one key this runtime performs at once; or how many per key, as in
+            `{"openai": 16, "local": 1}`, where keys that are not named have no limit.
         on_node_error: what a node that raises means: `"raise"` (the caller gets the error, the run stays where it is),
             `"fail"` (the run fails), or a function of run and error that says one of the two.
         quarantine_after: a run is set apart as FAILED, with a reason in `state.quarantined`, when a node of it raises
@@ -76,6 +84,8 @@ class AsyncRuntime(
         enforce_limits: what happens before a node of a run is asked that has reached a limit of its iterations, tokens
             or history: nothing (None), the run fails (`"fail"`), or it waits for a person who says whether to raise the
             limit or to stop (`"ask"`); it goes on after `resume`, or when `update_limits` has raised the limit.
+        on_close: functions, sync or async, called in order when the runtime is closed, such as the `aclose` of a client
+            that its handlers use.
 
     >>> async with AsyncRuntime(run_store=runs, ledger_store=ledger) as rt:
     ...     state = await rt.run(workflow, vars={"task": "sum up"})
@@ -98,12 +108,16 @@ class AsyncRuntime(
         lease_seconds: float = 30.0,
         max_inline_backoff: float = 1.0,
         effect_limits: Mapping[str, int] | None = None,
+        concurrency_key: ConcurrencyKey | None = None,
+        key_limit: int | Mapping[str, int] | None = None,
         on_node_error: OnNodeError = "raise",
         quarantine_after: int | None = None,
         snapshot_store: Any = None,
         enforce_limits: EnforceLimits = None,
+        on_close: Iterable[Callable[[], Any]] = (),
     ) -> None:
-        self._snapshot_store = snapshot_store
+        self._snapshot_store, self._on_close = snapshot_store, tuple(on_close)
+        self._opened: OpenedStores | None = None
         self._run_store, self._ledger_store = run_store, ledger_store
         self._clock = clock or SYSTEM_CLOCK
         self._ctx: RunContext = context if context is not None else DefaultRunContext(self._clock)
@@ -124,7 +138,7 @@ class AsyncRuntime(
             handlers=self._handlers(effect_handlers or {}, chat_summarizer),
             policy=effect_policy or DefaultEffectPolicy(),
             secrets=secrets,
-            capacity=Capacity(effect_limits),
+            capacity=Capacity(effect_limits, concurrency_key, key_limit),
             whole=self._backend.atomic,
         )
         self._node_errors = NodeErrors(on_node_error, quarantine_after)
@@ -135,7 +149,9 @@ class AsyncRuntime(
         threads = WorkerThreads(MAX_HANDLER_THREADS)
         listening = self._backend.listening if self._backend.atomic else None
         handlers = builtin_handlers(self._load_other, listening, lambda: self._workflow_registry)
-        handlers |= memory_handlers(self._load_other, lambda: self.artifact_store, summarizer, handlers)
+        handlers |= memory_handlers(
+            self._load_other, lambda: self.artifact_store, summarizer, handlers, lambda *run: self._subruns(*run)
+        )
         handlers |= {str(kind): adapt(handler, threads) for kind, handler in given.items()}
         return handlers
 
@@ -176,6 +192,22 @@ class AsyncRuntime(
             attach=self._attach,
             enforce_limits=enforce_limits,
         )
+        self._subruns = Subruns(engine=self._engine, stamp=self._performer.stamp, clock=self._clock)
+
+    @classmethod
+    def open(cls, url: str, **options: Any) -> AsyncRuntime:
+        """A runtime with run, ledger, artifact and snapshot stores of one kind, which it closes with itself.
+
+        `"memory:"`; `"sqlite:///runs.db"`, with artifacts in the folder `runs.db.artifacts` beside it; or
+        `"files:./data"`, all in one folder. `options` are those of the constructor. Raises ValueError for another URL.
+
+        >>> async with AsyncRuntime.open("sqlite:///runs.db") as rt:
+        ...     state = await rt.run(workflow)
+        """
+        opened = open_stores(url).as_async()
+        runtime = cls(**{**opened.given(), **options})
+        runtime._opened = opened
+        return runtime
 
     async def __aenter__(self) -> AsyncRuntime:
         return self
@@ -186,10 +218,19 @@ class AsyncRuntime(
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Hand back the effects in flight, give up the lease, end who follows. The stores stay open: they are yours."""
+        """Hand back the effects in flight, give up the lease, end who follows, call `on_close`.
+
+        The stores stay open: they are yours. Those of a runtime that was made by `open` are closed.
+        """
         self._following.close()
         await self._engine.stop()
         await self._leases.close()
+        for close in self._on_close:
+            closed = close()
+            if inspect.isawaitable(closed):
+                await closed
+        if self._opened is not None:
+            await self._opened.aclose()
 
     # -- moving runs
 
@@ -288,7 +329,7 @@ class AsyncRuntime(
         `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`. The result of a
         subworkflow that the run has taken by itself meanwhile is no error: the run moves on as `tick` does.
         """
-        answer = admit(payload, "payload")
+        answer = admit(payload, "payload", deepest=DEEPEST_GIVEN)
         check_optional(resume_id, "resume_id")
         check_optional(actor_id, "actor_id")
         lookup_key = None if resume_id is None else f"resume:{resume_id}"

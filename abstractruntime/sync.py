@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+from .core.capacity import ConcurrencyKey
 from .core.clock import Clock
 from .core.config import EnforceLimits, LimitWarning, RuntimeConfig
 from .core.layers import LedgerCallback
@@ -17,6 +18,7 @@ from .core.spec import RunContext, WorkflowSpec
 from .following import Follower, LedgerEntry, blocking_entries
 from .node_errors import OnNodeError
 from .runtime import AsyncRuntime
+from .storage.opening import open_stores
 
 
 class Runtime:
@@ -58,10 +60,13 @@ class Runtime:
         lease_seconds: float = 30.0,
         max_inline_backoff: float = 60.0,
         effect_limits: Mapping[str, int] | None = None,
+        concurrency_key: ConcurrencyKey | None = None,
+        key_limit: int | Mapping[str, int] | None = None,
         on_node_error: OnNodeError = "raise",
         quarantine_after: int | None = None,
         snapshot_store: Any = None,
         enforce_limits: EnforceLimits = None,
+        on_close: Iterable[Callable[[], Any]] = (),
     ) -> None:
         self.aio = AsyncRuntime(
             run_store=run_store,
@@ -78,11 +83,22 @@ class Runtime:
             lease_seconds=lease_seconds,
             max_inline_backoff=max_inline_backoff,
             effect_limits=effect_limits,
+            concurrency_key=concurrency_key,
+            key_limit=key_limit,
             on_node_error=on_node_error,
             quarantine_after=quarantine_after,
             snapshot_store=snapshot_store,
             enforce_limits=enforce_limits,
+            on_close=on_close,
         )
+
+    @classmethod
+    def open(cls, url: str, **options: Any) -> Runtime:
+        """See `AsyncRuntime.open`; its stores are the blocking ones."""
+        opened = open_stores(url)
+        runtime = cls(**{**opened.given(), **options})
+        runtime.aio._opened = opened
+        return runtime
 
     def __enter__(self) -> Runtime:
         return self
@@ -93,10 +109,11 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Hand back the effects in flight, give up the lease, end who follows. The stores stay open: they are yours.
+        """Hand back the effects in flight, give up the lease, end who follows, call `on_close`.
 
-        A program that forgets it still exits; others then learn that its runs are free when they notice that its
-        process is gone, or when its lease has run out.
+        The stores stay open: they are yours. Those of a runtime that was made by `open` are closed. A program that
+        forgets it still exits; others then learn that its runs are free when they notice that its process is gone, or
+        when its lease has run out.
         """
         drive(self.aio.aclose)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import collections
 import enum
 import hashlib
+import inspect
 import itertools
 import json
 import math
 import re
+import sys
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -21,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abstractruntime.core.codec import (
+    DEEPEST,
     canonical,
     copy_of,
     copy_of_run,
@@ -471,3 +474,46 @@ def test_any_damage_gives_a_run_or_a_clear_error_and_nothing_else(at: int, inser
         assert isinstance(found, RunState)
         return
     assert "'the-run'" in told
+
+
+def test_as_deep_as_may_be_is_kept_and_one_deeper_is_refused():
+    kept = {"a": nested(DEEPEST - 1)}
+    assert json_safe(kept, "vars") == kept
+    for deeper_one in ({"a": nested(DEEPEST)}, nested(DEEPEST + 1), {"a": [{"b": nested(DEEPEST - 2)}]}):
+        with pytest.raises(UnsafeValue, match="nested too deeply"):
+            json_safe(deeper_one, "vars")
+
+
+@pytest.mark.parametrize("text", ["[" * 1000, "]{" * 1000, "[{" * 999 + '"', "\\[" * 1000])
+def test_brackets_in_texts_are_no_depth(text: str):
+    value = {"a": [text, {"b": text}], text: 1}
+    assert json_safe(value, "vars") == value
+
+
+def test_wide_is_not_deep():
+    value: Any = {"a": [{"b": [], "c": {}} for _ in range(1000)]}
+    assert json_safe(value, "vars") == value
+
+
+def deeper(levels: int, function: Any) -> Any:
+    return function() if levels == 0 else deeper(levels - 1, function)
+
+
+@pytest.mark.parametrize("levels", [0, 300, 600, 800])
+def test_what_could_be_written_can_be_read_however_little_of_the_stack_is_left(levels: int):
+    """A healthy state was called corrupt when somebody deep in calls of his own read it."""
+    run = RunState.new(workflow_id="w", entry_node="a", vars={"a": nested(DEEPEST - 1)})
+    record = StepRecord(
+        run_id=run.run_id, step_id="s", node_id="a", status=StepStatus.COMPLETED, result={"a": nested(50)}
+    )
+    data, records = encode_run(run), encode_records([record])
+    left = sys.getrecursionlimit() - len(inspect.stack(0))
+    levels = min(levels, left - 60)
+    assert deeper(levels, lambda: decode_run(data, run.run_id)).vars == run.vars
+    assert deeper(levels, lambda: decode_records(records, run.run_id))[0].result == record.result
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"vars":' * 50_000])
+def test_bytes_that_nobody_wrote_are_corrupt_however_deep(data: bytes):
+    with pytest.raises(StoreCorrupt, match="cannot be read"):
+        decode_run(data, "r")

@@ -50,6 +50,12 @@ SAYS = {
         r"process 2 \| west: attempt 2, key \w+",
         r"process 2 \| completed: \{'shop': 'south', 'price': 39\}",
     ],
+    "scheduled.py": [
+        r"the scales are asked, attempt 1",
+        r"the scales are asked, attempt 2",
+        r"waiting: Send 420 g\?",
+        r"completed: \{'sent': True\}",
+    ],
     "fan_out.py": [
         r"completed: \{'found': \['all about durability', None, 'all about leases', 'all about streams'\], "
         r"'mirror': 'all about mirror awake'\}",

@@ -154,6 +154,29 @@ async def main():
 
 asyncio.run(main())
 """,
+    "a scheduler that runs": """
+sr = create_scheduled_runtime(**stores())
+run_id, state = sr.run(WF, vars={"effect": "quick"})
+assert state.status is RunStatus.COMPLETED and sr.is_running
+""",
+    "a scheduler in the middle of an effect": """
+sr = create_scheduled_runtime(**stores(), workflows=[WF], poll_interval_s=0.01)
+sr.start(workflow=WF, vars={"effect": "for_ever"})
+inside.wait()
+""",
+    "a scheduler whose handler blocks": """
+sr = create_scheduled_runtime(**stores(), workflows=[WF], poll_interval_s=0.01)
+sr.start(workflow=WF, vars={"effect": "blocked"})
+inside.wait()
+""",
+    "asyncio, a scheduler in the middle of an effect": """
+async def main():
+    sr = await create_async_scheduled_runtime(**stores(), workflows=[WF])
+    await sr.start(workflow=WF, vars={"effect": "for_ever"})
+    await wait_inside()
+
+asyncio.run(main())
+""",
     "asyncio, a blocking runtime inside": """
 async def main():
     return Runtime(**stores()).run(WF, vars={"effect": "quick"})

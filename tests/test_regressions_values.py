@@ -15,6 +15,7 @@ from abstractruntime import (
     EffectCall,
     EffectOutcome,
     InvalidId,
+    InvalidPlan,
     RunState,
     RunStatus,
     StepPlan,
@@ -23,9 +24,10 @@ from abstractruntime import (
 
 from . import worlds
 from .faults import ProcessDied
-from .worlds import World, ask, flow, one
+from .worlds import World, ask, chain, flow, one
 
 world = worlds.world
+async_world = worlds.async_world
 
 QUESTION = one("ask_user", {"prompt": "?"})
 
@@ -324,3 +326,25 @@ async def test_a_path_is_never_a_run_id(world: World, bad: str) -> None:
         await rt.start(workflow=QUESTION, run_id=bad)
     with pytest.raises(KeyError):
         await rt.get_state(bad)
+
+
+@pytest.mark.parametrize("depth", [199, 201, 5_000])
+async def test_a_result_is_refused_that_a_deeper_caller_could_not_read_back(async_world: World, depth: int):
+    """The state was written, and called corrupt by whoever had less of the stack left."""
+
+    async def handler(call: EffectCall) -> EffectOutcome:
+        value: Any = 1
+        for _ in range(depth):
+            value = [value]
+        return EffectOutcome.completed(value)
+
+    rt = async_world.runtime({"deep": handler})
+    state = await rt.run(chain(Effect("deep", {}, "_a.b.c.d.e")))  # `_`, or it would be part of the output, too
+    assert (state.status is RunStatus.COMPLETED) == (depth < 200)
+    assert depth < 200 or "nested too deeply" in state.error
+
+
+async def test_a_result_key_of_too_many_names_is_a_node_error(async_world: World):
+    rt = async_world.runtime({"any": lambda call: EffectOutcome.completed(1)})
+    with pytest.raises(InvalidPlan, match="result_key of more than 50 names"):
+        await rt.run(chain(Effect("any", {}, ".".join("a" * 60))))

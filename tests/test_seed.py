@@ -71,6 +71,9 @@ from abstractruntime import (
 
 # SQLite backends
 from abstractruntime import SqliteRunStore, SqliteLedgerStore
+
+# Zero-config driver wrapper
+from abstractruntime import create_scheduled_runtime
 """
 
 

@@ -21,6 +21,7 @@ from abstractruntime import EffectOutcome, HashChainedLedgerStore, Runtime
 from abstractruntime.core.errors import StoreBusy, StoreCorrupt, StoreError, StoreSchemaTooNew
 from abstractruntime.core.event_keys import read_event_key
 from abstractruntime.core.models import RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
+from abstractruntime.core.portal import call
 from abstractruntime.storage.sqlite import (
     AsyncSqliteRunStore,
     SqliteDatabase,
@@ -100,6 +101,7 @@ def write_golden(path: Path) -> None:
         ) as rt:
             rt.start(workflow=one("llm_call"), run_id="golden-7", parent_run_id="golden-2")
             rt.tick(workflow=one("llm_call"), run_id="golden-7")
+            rt.start(workflow=one("llm_call"), run_id="golden-8")
 
 
 each_version = pytest.mark.parametrize("golden", VERSIONS, ids=lambda path: path.stem)
@@ -145,6 +147,10 @@ def test_a_file_of_any_version_opens_and_reads(tmp_path, golden):
             with Runtime(run_store=runs, ledger_store=ledgers) as rt:
                 assert rt.get_token_usage("golden-7") == {"run": 25, "tree": 25}
                 assert rt.get_token_usage("golden-1") == {"run": 0, "tree": 25}
+        due = {row.run_id for row in call(database.backend.due, AT, limit=10)}
+        assert "golden-1" in due
+        if golden.stem not in [f"sqlite_schema_{n}" for n in range(1, 7)]:  # from the seventh on, what runs is indexed
+            assert "golden-8" in due
         database.check(full=True)
         runs.save(found)
 

@@ -102,6 +102,14 @@ def test_a_flipped_bit_is_told_or_does_nothing(whole, tmp_path, seed):
     assert told >= alone > 0
 
 
+def test_damaged_text_in_the_schema_is_told_as_such(whole, tmp_path):
+    """The sqlite3 module quotes it in its message, and raised UnicodeDecodeError where it is no UTF-8."""
+    data, path = whole.read_bytes(), tmp_path / "damaged.db"
+    path.write_bytes(data.replace(b"CREATE TABLE", b"CREATE\xa9TABLE", 1).replace(b"states", b"stat\xa9s"))
+    with SqliteDatabase(path, busy_timeout=0) as db, pytest.raises(StoreCorrupt):
+        SqliteRunStore(db).load("r")
+
+
 def test_a_truncated_file_is_told(whole, tmp_path, seed):
     rng, data = random.Random(seed), whole.read_bytes()
     for number in range(scaled(20, 500)):

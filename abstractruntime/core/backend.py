@@ -6,7 +6,7 @@ aliased with what it holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 from msgspec import Struct
@@ -54,11 +54,22 @@ class Loaded(Struct, kw_only=True, gc=False):
     requests: tuple[Request, ...] = ()
 
 
+class Due(Struct, frozen=True, kw_only=True, gc=False):
+    """A run that can move. With `between`, somebody may be at it and between two of its commits, or nobody is."""
+
+    run_id: str
+    workflow_id: str
+    revision: int
+    between: bool
+
+
 class Backend(Protocol):
     """One store of runs and ledgers together, with an atomic commit."""
 
     #: False where state and ledger are written one after the other
     atomic: bool
+    #: True where other processes may write
+    shared: bool
 
     async def load(self, run_id: str) -> Loaded | None:
         """The latest durable state, with the number of its ledger records, or None. Raises StoreCorrupt."""
@@ -102,6 +113,25 @@ class Backend(Protocol):
 
     async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         """Runs that a message waits for, on this stream or any, sent at `since` or later; of the oldest first."""
+
+    async def due(
+        self,
+        now: str,
+        *,
+        limit: int,
+        passing: Collection[str] = (),
+        watched: Collection[str] = (),
+        owner: str = "",
+    ) -> list[Due]:
+        """Runs but for `passing` and `watched` that can move at this instant, some of each kind.
+
+        They run, and no later attempt is due; their timer or deadline has come; a message they wait for is there; a run
+        that they wait for has ended; or something was asked of them. `owner` is who asks: it knows what itself is at.
+        Of the watched, those come all the same that run and whose owner has died.
+        """
+
+    async def next_due(self, after: str) -> str | None:
+        """The first instant after this one at which a timer, a deadline or an attempt is due, if one is."""
 
     async def tree_tokens(self, root_run_id: str) -> int:
         """The sum of `RunState.tokens` of this run and of those whose `root_run_id` it is."""

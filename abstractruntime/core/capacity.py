@@ -1,4 +1,4 @@
-"""How many effects of a type are performed at once: whoever comes when all places are taken waits its turn.
+"""How many effects are performed at once, per type and per concurrency key: whoever comes too late waits its turn.
 
 An effect waits before it is promised, so a run in the queue holds no claim and a crash has nothing to repeat.
 """
@@ -6,40 +6,149 @@ An effect waits before it is promised, so a run in the queue holds no claim and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import TypeAlias
+
+from . import portal
+from .models import Effect
+
+log = logging.getLogger("abstractruntime")
+
+#: what a host gives as `concurrency_key=`: what an effect shares with those that are counted with it, or None
+ConcurrencyKey: TypeAlias = Callable[[Effect], str | None]
 
 _FREE: AbstractAsyncContextManager[None] = nullcontext()
 
 
-class Capacity:
-    """Places per effect type, for the effects of one runtime. Types without a limit never wait.
+class Line:
+    """How many effects of one tick stand in line; `changed` is called when the first comes and when the last leaves."""
 
-    `limits={"llm_call": 8}`; raises `ValueError` for what is no number of at least 1. First come, first served.
+    __slots__ = ("_changed", "length")
+
+    def __init__(self, changed: Callable[[int], None]) -> None:
+        self._changed, self.length = changed, 0
+
+    @contextmanager
+    def stood_in(self) -> Iterator[None]:
+        """Stand in line while the block runs."""
+        self.length += 1
+        if self.length == 1:
+            self._changed(1)
+        try:
+            yield
+        finally:
+            self.length -= 1
+            if self.length == 0:
+                self._changed(-1)
+
+
+#: the line of the tick that the calls around us belong to, where somebody asked for it
+LINE: ContextVar[Line | None] = portal.carry(ContextVar("abstractruntime_line", default=None))
+
+#: the types and keys of which the calls around us hold a place: what an effect does for itself needs no second one
+_HELD: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("abstractruntime_held", default=())
+
+
+class Capacity:
+    """Places per effect type and per key, for the effects of one runtime. What has no limit never waits.
+
+    `limits={"llm_call": 8}` is per type. With `key`, of all effects for which it says the same, `key_limit` are
+    performed at once; or as many as the mapping `key_limit` says of this key, without a limit where it says nothing.
+    Raises `ValueError` for what is no number of at least 1. First come, first served, in each line.
     """
 
-    def __init__(self, limits: Mapping[str, int] | None) -> None:
-        self._limits = {str(kind): _checked(str(kind), limit) for kind, limit in (limits or {}).items()}
-        self._places: dict[str, asyncio.Semaphore] = {}
+    def __init__(
+        self,
+        limits: Mapping[str, int] | None,
+        key: ConcurrencyKey | None = None,
+        key_limit: int | Mapping[str, int] | None = None,
+    ) -> None:
+        if (key is None) != (key_limit is None):
+            raise ValueError("concurrency_key says what is counted together and key_limit how much of it: give both.")
+        self._limits = _checked_all("effect_limits", limits or {})
+        self._key, self._each, self._keys = key, None, dict[str, int]()
+        if isinstance(key_limit, Mapping):
+            self._keys = _checked_all("key_limit", key_limit)
+        elif key_limit is not None:
+            self._each = _checked("key_limit", key_limit)
+        self._places: dict[tuple[str, str], _Places] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    @property
-    def limited(self) -> Collection[str]:
-        """The types whose effects may have to wait."""
-        return self._limits.keys()
+    def may_wait(self, effect: Effect) -> bool:
+        """Whether the effect may have to wait."""
+        return effect.type in self._limits or self._limit_of_key(effect) is not None
 
-    def place(self, kind: str) -> AbstractAsyncContextManager[None]:
-        """Hold a place for an effect of this type; cancelling the wait for it gives the turn to the next."""
-        return self._of(kind) if kind in self._limits else _FREE
+    def place(self, effect: Effect) -> AbstractAsyncContextManager[None]:
+        """Hold the places that the effect needs; cancelling the wait for them gives the turn to the next."""
+        wanted = []
+        found = self._limit_of_key(effect)
+        if found is not None:
+            wanted.append(("key", *found))
+        if effect.type in self._limits:
+            wanted.append(("type", str(effect.type), self._limits[effect.type]))
+        return self._held(wanted) if wanted else _FREE
 
-    def _of(self, kind: str) -> asyncio.Semaphore:
+    def _limit_of_key(self, effect: Effect) -> tuple[str, int] | None:
+        if self._key is None:
+            return None
+        try:
+            key = self._key(effect)
+        except Exception:  # a boundary: the effect is to be performed whatever the host's function says
+            log.exception("concurrency_key could not say the key of %s; it has no limit", effect.type)
+            return None
+        limit = self._each if key is not None and self._each is not None else self._keys.get(key or "")
+        return None if key is None or limit is None else (str(key), limit)
+
+    @asynccontextmanager
+    async def _held(self, wanted: list[tuple[str, str, int]]) -> AsyncIterator[None]:
+        """The place of the key comes first, so those who wait for a busy key hold nothing that others could use."""
+        async with AsyncExitStack() as stack:
+            for kind, name, limit in wanted:
+                if (kind, name) not in _HELD.get():
+                    await stack.enter_async_context(self._one((kind, name), limit))
+            yield
+
+    @asynccontextmanager
+    async def _one(self, name: tuple[str, str], limit: int) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # the first use, or a new loop after asyncio.run ended
             self._loop, self._places = loop, {}
-        return self._places.setdefault(kind, asyncio.Semaphore(self._limits[kind]))
+        here = self._places
+        places = here.setdefault(name, _Places(limit))
+        places.users += 1
+        try:
+            line = LINE.get()
+            with line.stood_in() if line is not None and places.free.locked() else nullcontext():
+                await places.free.acquire()
+            token = _HELD.set((*_HELD.get(), name))
+            try:
+                yield
+            finally:
+                _HELD.reset(token)
+                places.free.release()
+        finally:
+            places.users -= 1
+            if not places.users:  # there may be any number of keys
+                del here[name]
 
 
-def _checked(kind: str, limit: int) -> int:
+class _Places:
+    """The places of one type or key, and how many hold one or wait for it."""
+
+    __slots__ = ("free", "users")
+
+    def __init__(self, limit: int) -> None:
+        self.free, self.users = asyncio.Semaphore(limit), 0
+
+
+def _checked_all(option: str, limits: Mapping[str, int]) -> dict[str, int]:
+    return {str(name): _checked(f"{option}[{str(name)!r}]", limit) for name, limit in limits.items()}
+
+
+def _checked(what: str, limit: int) -> int:
     if type(limit) is not int or limit < 1:
-        raise ValueError(f"effect_limits[{kind!r}] must be a whole number of at least 1, found {limit!r}.")
+        raise ValueError(f"{what} must be a whole number of at least 1, found {limit!r}.")
     return limit

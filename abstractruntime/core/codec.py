@@ -15,13 +15,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from contextlib import suppress
+from threading import Thread
+from typing import Any, TypeVar
 from zlib import crc32
 
 import msgspec
 
 from .errors import StoreCorrupt, UnsafeValue
 from .models import RunState, StepRecord, StepStatus
+
+_T = TypeVar("_T")
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder().decode
@@ -32,8 +36,17 @@ _decode_records = msgspec.json.Decoder(list[StepRecord]).decode
 #: what encoding, decoding or comparing a bad value may raise
 REFUSALS = (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError)
 
+#: how many lists and dicts may be inside one another. JSON has no bound, but what reads it takes of the caller's stack
+#: for each: deeper values could be written here and not be read by somebody who has less of it left.
+DEEPEST = 260
+#: the same for what is put into the vars of a run, where it stands deeper
+DEEPEST_GIVEN = 200
 
-def json_safe(value: Any, path: str) -> Any:
+_OTHERS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_ALIKE = bytes.maketrans(b"{}", b"[]")
+
+
+def json_safe(value: Any, path: str, *, deepest: int = DEEPEST) -> Any:
     """A copy of `value` as JSON reads it back; `UnsafeValue` naming the path where that would be something else.
 
     The copy is what a reload gives, and is aliased with nothing that the caller holds.
@@ -42,12 +55,16 @@ def json_safe(value: Any, path: str) -> Any:
     {'a': [1, 2], '3': None}
     """
     try:
-        back = decode(encode(value))
-        if back == value:
+        data = encode(value)
+        back = decode(data)
+        if back == value and not is_deeper(data, deepest):
             return back
     except REFUSALS:
         pass  # the walk below says where and why
-    normal = _normal(value, path, ())
+    try:
+        normal = _normal(value, path, (), deepest)
+    except RecursionError as error:
+        raise UnsafeValue(path, "nested too deeply for what is left of the stack here") from error
     try:
         back = decode(encode(normal))
         if back == normal:
@@ -55,6 +72,18 @@ def json_safe(value: Any, path: str) -> Any:
     except REFUSALS as error:
         raise UnsafeValue(path, f"cannot be written as JSON ({error})") from error
     raise UnsafeValue(path, "reads back from JSON as something else")
+
+
+def is_deeper(data: bytes, most: int) -> bool:
+    """Whether there may be more than `most` lists and dicts inside one another; brackets in texts may look like it."""
+    if len(data) <= 2 * most or data.count(b"[") + data.count(b"{") <= most:
+        return False
+    brackets = data.translate(_ALIKE, _OTHERS)
+    for _ in range(most):  # each time without the innermost ones
+        brackets, before = brackets.replace(b"[]", b""), len(brackets)
+        if len(brackets) == before:
+            break
+    return bool(brackets)
 
 
 def canonical(value: Any) -> bytes:
@@ -86,7 +115,7 @@ def decode_run(data: bytes, run_id: str) -> RunState:
     """A stored run; `StoreCorrupt` names the run whose bytes are damaged."""
     try:
         check_sum(data)
-        return _decode_run(data)
+        return _read(_decode_run, data)
     except REFUSALS as error:
         raise StoreCorrupt(
             f"The stored state of run {run_id!r} cannot be read: {error}. Restore it from a backup."
@@ -107,6 +136,27 @@ def check_sum(data: bytes | str) -> None:
         )
 
 
+def _read(decoder: Callable[[bytes], _T], data: bytes) -> _T:
+    """Decode, on a stack of its own where the caller has too little left: that is no fault of the bytes."""
+    with suppress(RecursionError):
+        return decoder(data)
+    read: list[_T] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            read.append(decoder(data))
+        except REFUSALS as error:
+            failed.append(error)
+
+    thread = Thread(target=run, name="abstractruntime-decode", daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return read[0]
+
+
 def encode_records(records: Sequence[StepRecord]) -> bytes:
     """The records of one commit as stored: a JSON array, the first of which has the checksum of all."""
     if not records:
@@ -118,7 +168,7 @@ def decode_records(data: bytes, run_id: str) -> list[StepRecord]:
     """The records of one commit; `StoreCorrupt` names the run whose ledger is damaged."""
     try:
         check_sum(data)
-        records = [record for stored in _decode_records(data) for record in stored.unfolded()]
+        records = [record for stored in _read(_decode_records, data) for record in stored.unfolded()]
     except REFUSALS as error:
         raise StoreCorrupt(
             f"The ledger of run {run_id!r} cannot be read: {error}. Restore it from a backup."
@@ -166,7 +216,7 @@ def record_dict(record: StepRecord) -> dict[str, Any]:
     return shown
 
 
-def _normal(value: Any, path: str, parents: tuple[int, ...]) -> Any:
+def _normal(value: Any, path: str, parents: tuple[int, ...], deepest: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -179,23 +229,23 @@ def _normal(value: Any, path: str, parents: tuple[int, ...]) -> Any:
         return float(value)
     if id(value) in parents:
         raise UnsafeValue(path, "the value contains itself")
-    if len(parents) > 400:
-        raise UnsafeValue(path, "nested too deeply")
+    if len(parents) == deepest:
+        raise UnsafeValue(path, f"nested too deeply: there are {deepest} lists and dicts around it")
     inside = (*parents, id(value))
     if isinstance(value, list | tuple):
-        return [_normal(item, f"{path}[{index}]", inside) for index, item in enumerate(value)]
+        return [_normal(item, f"{path}[{index}]", inside, deepest) for index, item in enumerate(value)]
     if isinstance(value, dict):
-        return _normal_dict(value, path, inside)
+        return _normal_dict(value, path, inside, deepest)
     raise UnsafeValue(path, f"a value of type {type(value).__qualname__} is not JSON")
 
 
-def _normal_dict(value: dict[Any, Any], path: str, inside: tuple[int, ...]) -> dict[str, Any]:
+def _normal_dict(value: dict[Any, Any], path: str, inside: tuple[int, ...], deepest: int) -> dict[str, Any]:
     normal: dict[str, Any] = {}
     for key, item in value.items():
         name = _key(key, path)
         if name in normal:
             raise UnsafeValue(path, f"two keys become {name!r} in JSON")
-        normal[name] = _normal(item, f"{path}.{name}", inside)
+        normal[name] = _normal(item, f"{path}.{name}", inside, deepest)
     return normal
 
 

@@ -62,8 +62,14 @@ def prepare(commit: Commit, *, slim: bool = True, chain: bool = False, keep: int
         and before.status is RunStatus.RUNNING
         and run.status is RunStatus.RUNNING
         and before.owner == run.owner
+        and not (_is_put_off(before) or _is_put_off(run))
         and not (commit.answers or commit.requests or commit.also or commit.messages),
     )
+
+
+def _is_put_off(run: RunState) -> bool:
+    """Whether its next attempt is due later, which an index of stores says."""
+    return run.intent is not None and run.intent.due is not None
 
 
 def _other(commit: Commit) -> Write:
@@ -208,6 +214,8 @@ class Journal:
         self._told = (self._observers, *layers.observers)
         #: per run, who is told the state of each commit once it is durable; they are quick, and raise nothing
         self.watchers: dict[str, set[Callable[[RunState], None]]] = {}
+        #: who is told of the commits of all runs in the same way
+        self.overseers: set[Callable[[RunState], None]] = set()
 
     async def load(self, run_id: str, *, resolve: bool = True) -> Loaded:
         """The latest durable state, with what of several effects has landed since; `UnknownRun` if there is none."""
@@ -241,9 +249,9 @@ class Journal:
             await self.backend.commit(write)
         except StoreUnclear as error:
             await self._make_sure(write, error)
-        if self.watchers:
+        if self.watchers or self.overseers:
             for run in (commit.run, *(other.run for other in commit.also)):
-                for watcher in tuple(self.watchers.get(run.run_id, ())):
+                for watcher in (*self.watchers.get(run.run_id, ()), *self.overseers):
                     watcher(run)
         if commit.records and any(self._told):
             records = decode_records(write.records, commit.run.run_id) if chain else kept.records

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .codec import REFUSALS, decode, encode, json_safe
+from .codec import DEEPEST, REFUSALS, decode, encode, is_deeper, json_safe
 from .errors import SecretUnavailable
 
 #: what a host gives as `secrets=`: a mapping, or a function from name to value (None: unknown)
@@ -27,12 +27,12 @@ SECRET_KEYS = frozenset(
 )  # fmt: skip
 
 
-def admit(value: Any, path: str) -> Any:
+def admit(value: Any, path: str, *, deepest: int = DEEPEST) -> Any:
     """A copy of `value` as it may be persisted: JSON-safe, and with raw secrets redacted. Raises `UnsafeValue`."""
-    return admit_both(value, path)[1]
+    return admit_both(value, path, deepest=deepest)[1]
 
 
-def admit_both(value: Any, path: str) -> tuple[Any, Any]:
+def admit_both(value: Any, path: str, *, deepest: int = DEEPEST) -> tuple[Any, Any]:
     """`value` made JSON-safe, with its raw secrets and without: the first for this performance, the second to store.
 
     >>> admit_both({"api_key": "sk-1", "max_tokens": 5}, "payload")
@@ -41,11 +41,11 @@ def admit_both(value: Any, path: str) -> tuple[Any, Any]:
     try:
         data = encode(value)
         back = decode(data)
-        if back == value:
+        if back == value and not is_deeper(data, deepest):
             return back, _redact(back) if _suspicious(data) else back
     except REFUSALS:
         pass  # json_safe says where and why
-    safe = json_safe(value, path)
+    safe = json_safe(value, path, deepest=deepest)
     return safe, _redact(safe)
 
 

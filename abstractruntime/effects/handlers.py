@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..core.clock import iso, parse_instant
+from ..core.codec import DEEPEST_GIVEN
 from ..core.errors import InvalidId, UnsafeValue
 from ..core.event_keys import checked_message
 from ..core.ids import check_id, check_run_id
@@ -28,12 +29,14 @@ _STATUSES = ("completed", "waiting", "failed", "cancelled")
 class Handler(Struct, frozen=True):
     """A handler ready to be called. `inside` ones touch nothing outside the store and need no promise.
 
-    What `run` returns is awaited, unless the handler is `direct`.
+    What `run` returns is awaited, unless the handler is `direct`. For one of `ours`, as for an inside one, an error of
+    the store is no failure of the effect: it is the runtime's own, and the effect is performed again.
     """
 
     run: Callable[[EffectCall], Any]
     inside: bool = False
     direct: bool = False
+    ours: bool = False
 
 
 def adapt(function: Callable[..., Any], threads: WorkerThreads) -> Handler:
@@ -64,10 +67,10 @@ def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> Ef
             value.changes or value.requests or value.elsewhere or value.messages
         )
         if plain and status == "completed" and not hidden:
-            return EffectOutcome(status, admit(value.result, "result"))
+            return EffectOutcome(status, admit(value.result, "result", deepest=DEEPEST_GIVEN))
         return EffectOutcome(
             status=status,
-            result=admit(scrub(getattr(value, "result", None), hidden), "result"),
+            result=admit(scrub(getattr(value, "result", None), hidden), "result", deepest=DEEPEST_GIVEN),
             wait=_checked_wait(getattr(value, "wait", None), nodes, hidden) if status == "waiting" else None,
             error=scrub(_text(getattr(value, "error", None)), hidden),
             retryable=getattr(value, "retryable", True) is not False,
@@ -92,7 +95,8 @@ def _checked(values: Any, kind: type[T], name: str, hidden: list[str]) -> tuple[
     if not isinstance(values, tuple | list) or not all(isinstance(value, kind) for value in values):
         raise ValueError(f"{name} must be a tuple of {kind.__name__}")
     plain = [{field: getattr(value, field) for field in kind.__struct_fields__} for value in values]
-    return tuple(msgspec.convert(value, kind) for value in admit(scrub(plain, hidden), name))
+    clean = admit(scrub(plain, hidden), name, deepest=DEEPEST_GIVEN)
+    return tuple(msgspec.convert(value, kind) for value in clean)
 
 
 def _checked_elsewhere(values: Any, hidden: list[str]) -> tuple[Elsewhere, ...]:

@@ -29,6 +29,7 @@ from .finder import AsyncFinder, Finder
 from .listing import Query, find_among
 from .memory_backend import MemoryBackend
 from .metrics import metrics_of
+from .standing import standing_of
 from .streams import Streams, hearing_of
 
 Records = list[dict[str, Any]]
@@ -38,12 +39,13 @@ Stored = list[StepRecord]
 class _Row:
     """One stored run: its number, its bytes, the revision they hold and what was asked of it."""
 
-    __slots__ = ("commit_id", "data", "ended", "number", "parent", "requests", "revision", "root", "tokens")
+    __slots__ = ("commit_id", "data", "ended", "number", "parent", "requests", "revision", "root", "standing", "tokens")
 
     def __init__(self, number: int, data: bytes, run: RunState) -> None:
         self.number, self.data, self.revision, self.commit_id = number, data, run.revision, run.commit_id
         self.ended, self.parent = run.status in TERMINAL, run.parent_run_id
         self.root, self.tokens = run.root_run_id, run.tokens
+        self.standing = standing_of(run)
         self.requests: tuple[Request, ...] = ()
 
 

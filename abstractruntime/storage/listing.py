@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
+from ..core.backend import Due
 from ..core.clock import iso, micros, parse_instant
 from ..core.codec import decode_run
 from ..core.errors import InvalidCursor
@@ -147,6 +148,23 @@ class WaitQuery(Struct, frozen=True, kw_only=True):
 
 
 Query = RunQuery | WaitQuery
+
+
+def attempt_due(run: RunState) -> str | None:
+    """Of a run that runs, when it may be moved: the instant of its next attempt, `""` for at once. Else None."""
+    if run.status is not RunStatus.RUNNING:
+        return None
+    intent = run.intent
+    return "" if intent is None or intent.token is not None or intent.due is None else intent.due
+
+
+def by_turns(found: Iterable[Iterable[Due]], limit: int) -> list[Due]:
+    """Some of each, each run once, so that what there is much of does not hide what there is little of."""
+    chosen: dict[str, Due] = {}
+    for one in chain.from_iterable(zip_longest(*found)):
+        if one is not None:
+            chosen.setdefault(one.run_id, one)
+    return list(chosen.values())[:limit]
 
 
 def due_of(run: RunState) -> int | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ..core.backend import Loaded, Write
+from ..core.backend import Due, Loaded, Write
 from ..core.codec import decode_records, fill
 from ..core.errors import RevisionConflict
 from ..core.models import Message, StepRecord
 from ..core.streams import DEFAULT_KEPT, EVER, Listening, Unread, heard_by
+from .standing import due_among, next_among
 
 if TYPE_CHECKING:  # they make it
     from .in_memory import InMemoryLedgerStore, InMemoryRunStore
@@ -19,6 +20,7 @@ class MemoryBackend:
     """A run store and a ledger store in memory, joined: see `storage.base.Backend`."""
 
     atomic = True
+    shared = False
 
     def __init__(self, runs: InMemoryRunStore, ledgers: InMemoryLedgerStore) -> None:
         self._runs, self._ledgers = runs, ledgers
@@ -72,6 +74,26 @@ class MemoryBackend:
     async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         with self._runs._lock:
             return self._runs._streams.nudged(stream, since, limit)
+
+    async def due(
+        self,
+        now: str,
+        *,
+        limit: int,
+        passing: Collection[str] = (),
+        watched: Collection[str] = (),
+        owner: str = "",
+    ) -> list[Due]:
+        with self._runs._lock:
+            nudged = self._runs._streams.nudged(None, EVER, len(self._runs._rows))
+            rows = {run_id: row.standing for run_id, row in self._runs._rows.items()}
+            asked = [run_id for run_id, row in self._runs._rows.items() if row.requests]
+        return due_among(rows, nudged, asked, now=now, limit=limit, passing=(*passing, *watched))
+
+    async def next_due(self, after: str) -> str | None:
+        with self._runs._lock:
+            rows = [row.standing for row in self._runs._rows.values()]
+        return next_among(rows, after)
 
     def _put_messages(self, messages: Iterable[Message], keep: int) -> None:
         streams = self._runs._streams

@@ -139,6 +139,7 @@ class ResolvingBackend:
         self.renew, self.release, self.alive = inner.renew, inner.release, inner.alive
         self.landed, self.claims = inner.landed, inner.claims
         self.send, self.next_message = inner.send, inner.next_message
+        self.shared, self.due, self.next_due = inner.shared, inner.due, inner.next_due
         self.listening, self.nudged, self.tree_tokens = inner.listening, inner.nudged, inner.tree_tokens
 
     async def load(self, run_id: str) -> Loaded | None:

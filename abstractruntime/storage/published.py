@@ -18,6 +18,7 @@ from ..core.errors import StoreCorrupt, StoreError
 from ..core.models import RunState, StepRecord
 from .json_files.folder import Folder
 from .json_files.names import ledger_file, run_file
+from .sqlite.failures import FROM_SQLITE
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -154,7 +155,7 @@ class SqliteSource:
     def _rows(self, query: str, *parameters: Any) -> list[Any]:
         try:
             return self._connection.execute(query, parameters).fetchall()
-        except sqlite3.Error as error:
+        except FROM_SQLITE as error:
             raise StoreCorrupt(f"{self._path}: it cannot be read as a SQLite database ({error}).") from error
 
 

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
 
+from ..core.backend import Due
 from ..core.codec import copy_of_run, decode_records, decode_run
 from ..core.errors import RevisionConflict, StoreCorrupt, StoreError
-from ..core.models import TERMINAL, Message, RunState, StepRecord
+from ..core.models import TERMINAL, Message, RunState, RunStatus, StepRecord
 from ..core.streams import DEFAULT_KEPT, EVER, Listening, Unread
 from ..core.threads import WorkerThreads
 from .base import Backend, Loaded, Write
+from .standing import due_among, standing_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +46,7 @@ class UserPair:
     """See the module; the methods are those of `storage.base.Backend`."""
 
     atomic = False
+    shared = False
 
     def __init__(self, run_store: Any, ledger_store: Any) -> None:
         for store, names in ((run_store, ("save", "load")), (ledger_store, ("append", "list"))):
@@ -99,6 +102,31 @@ class UserPair:
     async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         """Nobody is."""
         return []
+
+    async def due(
+        self,
+        now: str,
+        *,
+        limit: int,
+        passing: Collection[str] = (),
+        watched: Collection[str] = (),
+        owner: str = "",
+    ) -> list[Due]:
+        """As far as the run store can list runs: those that run, and those whose time has come."""
+        passed = {*passing, *watched}
+        most = limit + len(passed)
+        timers = await self._listed("list_due_wait_until", now_iso=now, limit=most)
+        running = await self._listed("list_runs", status=RunStatus.RUNNING, limit=most)
+        rows = {run.run_id: standing_of(_unpacked(copy_of_run(run))) for run in (*timers, *running)}
+        return due_among(rows, (), (), now=now, limit=limit, passing=passed)
+
+    async def next_due(self, after: str) -> str | None:
+        """Nobody can say: whoever asks has to look again."""
+        return None
+
+    async def _listed(self, name: str, **query: Any) -> list[RunState]:
+        method = getattr(self._runs, name, None)
+        return [] if method is None else list(await call(method, **query))
 
     def _no_messages(self) -> StoreError:
         return StoreError(

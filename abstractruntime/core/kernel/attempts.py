@@ -5,12 +5,12 @@ An intent of one effect is a whole of one; every function here takes either.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from msgspec.structs import replace
 
-from ..models import Ended, Intent, RunState, RunStatus, StepRecord, StepStatus, WaitReason
+from ..models import Effect, Ended, Intent, RunState, RunStatus, StepRecord, StepStatus, WaitReason
 from .state import Stamp, step_record
 
 OUTCOME_UNKNOWN = "Outcome unknown: the process that performed this attempt ended before it was recorded"
@@ -47,10 +47,12 @@ def is_open(run: RunState) -> bool:
     return not waits_for_children(run)
 
 
-def begin(run: RunState, intent: Intent, stamp: Stamp, *, later: Collection[str] = ()) -> tuple[Intent, Records]:
+def begin(
+    run: RunState, intent: Intent, stamp: Stamp, *, later: Callable[[Effect], bool] | None = None
+) -> tuple[Intent, Records]:
     """The intent with its attempts begun, of several as many as may run at a time; their STARTED records.
 
-    Of several, those of a type in `later` begin when they have found a place, which nobody knows yet.
+    Of several, those of which `later` is true begin when they have found a place, which nobody knows yet.
     """
     if not intent.parts:
         intent = replace(intent, started_at=stamp.at, due=None)
@@ -62,7 +64,7 @@ def begin(run: RunState, intent: Intent, stamp: Stamp, *, later: Collection[str]
         waits = part.due is not None and part.due > stamp.at
         if part.ended is None and not part.begun and not waits and free > 0:
             free -= 1
-            if part.effect.type not in later:
+            if later is None or not later(part.effect):
                 part = begun(part, stamp)
                 started.append(step_record(run, part, StepStatus.STARTED, stamp))
         parts.append(part)

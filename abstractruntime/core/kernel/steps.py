@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
@@ -94,7 +94,7 @@ def promise(
     stamp: Stamp,
     *,
     records: Records = (),
-    later: Collection[str] = (),
+    later: Callable[[Effect], bool] | None = None,
 ) -> Commit:
     """Make the intent durable, claimed by `owner`; the commit's id is the token of the claim.
 
@@ -114,7 +114,7 @@ def claim(
     *,
     give_up: Collection[str] = (),
     kept: Collection[str] = (),
-    later: Collection[str] = (),
+    later: Callable[[Effect], bool] | None = None,
 ) -> Commit:
     """Take over an intent that nobody performs. An attempt whose performer died ends as FAILED, outcome unknown.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from msgspec.structs import replace
-
-from ...core.models import Change, Effect, EffectType
+from ...core.models import Change, EffectType, RunStatus
 from ...core.outcomes import EffectCall, EffectOutcome
 from ...memory.compaction import (
     DEFAULT_RECENT,
@@ -24,24 +22,23 @@ from ...memory.spans import CONVERSATION, SPANS
 from ...storage.user_pair import call as ask
 from ..handlers import Handler
 from .desk import Desk, Refused, answer, artifact_id, written
-
-#: performs an effect of the host's beside this one, for its result alone
-Beside = Callable[[EffectCall], Awaitable[EffectOutcome]]
+from .summaries import Subrun, summarized
 
 
 class Compacting:
-    """The handler, with the host's summarizer, or a way to its LLM_CALL handler where it gave none."""
+    """The handler, with the host's summarizer, or a way to a run that calls a model where it gave none."""
 
-    def __init__(self, desk: Desk, summarizer: Any, handlers: Mapping[str, Handler]) -> None:
-        self._desk, self._summarizer, self._handlers = desk, summarizer, handlers
+    def __init__(self, desk: Desk, summarizer: Any, handlers: Mapping[str, Handler], subrun: Subrun) -> None:
+        self._desk, self._summarizer, self._handlers, self._subrun = desk, summarizer, handlers, subrun
 
     async def compact(self, call: EffectCall, payload: dict[str, Any]) -> EffectOutcome:
         """Compact the conversation of a run.
 
         Payload: `preserve_recent` (6; 0 keeps none), `compression_mode` (light, standard, heavy), `focus`,
-        `target_run_id`, `tool_name`, `call_id`. The summary comes from the runtime's `chat_summarizer`, else from one
-        call of the host's LLM_CALL handler, made beside this effect. System messages stay. Result: an envelope whose
-        `meta` has `span_id`, `summary_message_id`, `key_points` and more; none where there is nothing to compact.
+        `target_run_id`, `tool_name`, `call_id`. The summary comes from the runtime's `chat_summarizer`, else from a
+        run of its own below this one, of one LLM_CALL (`summaries.SUMMARIZE`), whose id is `meta.llm_run_id`. System
+        messages stay. Result: an envelope whose `meta` has `span_id`, `summary_message_id`, `key_points` and more; none
+        where there is nothing to compact.
         """
         recent = max(0, number(payload, "preserve_recent", DEFAULT_RECENT))
         mode, focus = mode_of(payload), str(payload.get("focus") or "").strip() or None
@@ -55,10 +52,10 @@ class Compacting:
         span_id = artifact_id("span", call)
         content = await self._desk.content(store, span_id)
         if not (isinstance(content, dict) and isinstance(content.get("summary"), dict)):  # not from an earlier attempt
-            summary = await self._summary(call, archived, focus, mode)
-            if isinstance(summary, EffectOutcome):
-                return summary
-            made = {"messages": archived, "created_at": call.now, "summary": _shown(summary)}
+            made = await self._summary(call, archived, focus, mode)
+            if isinstance(made, EffectOutcome):
+                return made
+            summary, llm_run_id = made
             span = span_of(
                 span_id,
                 archived,
@@ -69,7 +66,13 @@ class Compacting:
                 summary_message_id=artifact_id("msg", call),
                 created_by=call.run.actor_id,
             )
-            content = {**made, "span": span}
+            content = {
+                "messages": archived,
+                "created_at": call.now,
+                "summary": _shown(summary),
+                "llm_run_id": llm_run_id,
+                "span": span,
+            }
             tags = {"kind": CONVERSATION, "compression_mode": mode, "preserve_recent": str(recent)}
             tags |= {"focus": focus} if focus else {}
             content = await self._desk.keep(store, span_id, content, owner.run_id, tags)
@@ -87,29 +90,25 @@ class Compacting:
             "focus": focus,
             "key_points": summary.key_points,
             "confidence": summary.confidence,
-            "llm_run_id": None,
+            "llm_run_id": content.get("llm_run_id"),
         }
         output = f"Compacted {len(content['messages'])} messages into span {span_id}."
         return answer(payload, output, meta, name="compact_memory", **written(call, owner, *changes))
 
     async def _summary(
         self, call: EffectCall, older: list[Message], focus: str | None, mode: str
-    ) -> Summary | EffectOutcome:
-        """The summary, or how the attempt at it failed, which the policy may try again."""
+    ) -> tuple[Summary, str | None] | EffectOutcome:
+        """The summary and the run that made it, or how the attempt at it failed, which the policy may try again."""
         if self._summarizer is not None:
             summarize = getattr(self._summarizer, "summarize_chat_history", self._summarizer)
-            return summary_of(await ask(summarize, older, preserve_recent=0, focus=focus, compression_mode=mode))
-        handler = self._handlers.get(EffectType.LLM_CALL)
-        if handler is None:
+            found = await ask(summarize, older, preserve_recent=0, focus=focus, compression_mode=mode)
+            return summary_of(found), None
+        if EffectType.LLM_CALL not in self._handlers:
             raise Refused("memory_compact needs a chat_summarizer, or a handler of llm_call, to make the summary")
-        prompt = {"prompt": prompt_for(older, focus, mode)}
-        outcome = await handler.run(replace(call, effect=Effect(EffectType.LLM_CALL, prompt)))
-        if outcome.status != "completed":
-            why = f"memory_compact: the summary could not be made: {outcome.error or outcome.status}"
-            retryable = outcome.status == "failed" and outcome.retryable
-            return EffectOutcome.failed(why, retryable=retryable, retry_after=outcome.retry_after)
-        result = outcome.result
-        return summary_of(result.get("content") if isinstance(result, dict) else result)
+        made = await summarized(self._subrun, call, prompt_for(older, focus, mode))
+        if made.status is RunStatus.COMPLETED:
+            return summary_of((made.output or {}).get("answer")), made.run_id
+        return EffectOutcome.failed(f"memory_compact: the summary could not be made: {made.error}")
 
 
 def _shown(summary: Summary) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Catalog:
         try:
             with closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as connection:
                 rows = connection.execute(_READ).fetchall()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             self._failed(error)
             return {}
         try:
@@ -109,7 +109,7 @@ class Catalog:
                 connection.executemany(_DROP, [(name,) for name in gone])
                 rows = [(name, seen.stamp, encode_meta(seen.meta)) for name, seen in changed.items()]
                 connection.executemany(_PUT, rows)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             self._failed(error)
 
     def _failed(self, problem: object) -> None:

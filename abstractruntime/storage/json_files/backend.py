@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 from weakref import WeakValueDictionary
 
+from ...core.backend import Due
 from ...core.models import Message, StepRecord
 from ...core.shielding import finish
 from ...core.streams import DEFAULT_KEPT, EVER, Listening, Unread
 from ...core.threads import WorkerThreads
 from ..base import Loaded, Write
+from ..standing import due_among, next_among
 from .files import Files
 from .folder import Folder
 
@@ -39,6 +41,7 @@ class JsonBackend:
     """
 
     atomic = True
+    shared = False
 
     def __init__(self, path: Path, durability: Durability) -> None:
         if durability not in ("full", "none"):
@@ -87,6 +90,27 @@ class JsonBackend:
 
     async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         return await self.write(lambda folder: folder.nudged(stream, since, limit))
+
+    async def due(
+        self,
+        now: str,
+        *,
+        limit: int,
+        passing: Collection[str] = (),
+        watched: Collection[str] = (),
+        owner: str = "",
+    ) -> list[Due]:
+        def look(folder: Folder) -> list[Due]:
+            rows = folder.runs().rows
+            nudged = folder.nudged(None, EVER, len(rows))
+            asked = [run_id for run_id, row in rows.items() if row.beside.requests]
+            standing = {run_id: row.standing for run_id, row in rows.items()}
+            return due_among(standing, nudged, asked, now=now, limit=limit, passing=(*passing, *watched))
+
+        return await self.write(look)
+
+    async def next_due(self, after: str) -> str | None:
+        return await self.read(lambda folder: next_among((row.standing for row in folder.runs().rows.values()), after))
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         return await self.write(lambda folder: folder.landed(run_id, commit_id))

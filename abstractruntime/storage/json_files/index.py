@@ -14,6 +14,7 @@ from ...core.codec import encode_run
 from ...core.errors import StoreCorrupt
 from ...core.models import TERMINAL, Request, RunState
 from ..sqlite.failures import translated_os
+from ..standing import standing_of
 from ..streams import hearing_of
 from .files import Files
 from .names import id_of_run_file, run_file
@@ -39,6 +40,7 @@ class Row:
         "revision",
         "root",
         "stamp",
+        "standing",
         "tokens",
         "unsure",
     )
@@ -49,7 +51,7 @@ class Row:
         self.ended = run.status in TERMINAL
         self.root, self.tokens = run.root_run_id, run.tokens
         self.narrow = encode_run(_narrow(run))
-        self.hearing = hearing_of(run)
+        self.hearing, self.standing = hearing_of(run), standing_of(run)
         #: as in the file; requests that came in since are in it while `dirty`
         self.beside = beside
         self.dirty = False

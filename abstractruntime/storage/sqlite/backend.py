@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import TypeVar
 
+from ...core.backend import Due
 from ...core.clock import micros
 from ...core.errors import StoreCorrupt
 from ...core.models import Message, StepRecord
 from ...core.streams import DEFAULT_KEPT, EVER, Listening, Unread
 from ..base import Loaded, Write
+from . import due as moves
 from . import messages as streams
 from . import reads, writes
 from .lane import Lane
@@ -30,6 +32,7 @@ class SqliteBackend:
     """Runs and ledgers of one SQLite file. Usable from any number of event loops and threads at once."""
 
     atomic = True
+    shared = True
 
     def __init__(self, writer: Lane, readers: tuple[Lane, ...], locks: OwnerLocks | None) -> None:
         self._writer, self._readers, self._locks = writer, readers, locks
@@ -82,6 +85,22 @@ class SqliteBackend:
 
     async def nudged(self, *, stream: str | None = None, since: str = EVER, limit: int = 100) -> list[str]:
         return await self.read(partial(streams.nudged, stream=stream, since=micros(since), limit=limit))
+
+    async def due(
+        self,
+        now: str,
+        *,
+        limit: int,
+        passing: Collection[str] = (),
+        watched: Collection[str] = (),
+        owner: str = "",
+    ) -> list[Due]:
+        held = (lambda other: True) if self._locks is None else self._locks.is_held
+        asked = moves.Asked(now=now, limit=limit, passing=[*passing], watched=[*watched], owner=owner)
+        return await self.read(lambda connection: moves.due(connection, asked, held))
+
+    async def next_due(self, after: str) -> str | None:
+        return await self.read(partial(moves.next_due, after=after))
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         return await self.read(partial(reads.landed, run_id=run_id, commit_id=commit_id))

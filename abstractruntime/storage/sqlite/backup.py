@@ -11,7 +11,7 @@ from threading import Event
 
 from ...core.errors import StoreClosed, StoreCorrupt, StoreError
 from ...core.ids import new_id
-from .failures import translated, translated_os
+from .failures import FROM_SQLITE, translated, translated_os
 from .integrity import check, stop_at
 from .statements import QUERIES
 
@@ -77,14 +77,14 @@ def _copy(source: sqlite3.Connection, path: str, draft: Path, stop: Event) -> No
         # never ends. It holds up nobody: writers go on behind it.
         source.execute("BEGIN")
         source.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
-    except sqlite3.Error as error:
+    except FROM_SQLITE as error:
         raise translated(error, path) from error
     try:
         with closing(sqlite3.connect(draft, isolation_level=None)) as copy:
             copy.execute("PRAGMA journal_mode = OFF")  # a draft that breaks off is thrown away, and flushed at the end
             copy.execute("PRAGMA synchronous = OFF")
             source.backup(copy, pages=_PAGES, progress=go_on)
-    except sqlite3.Error as error:
+    except FROM_SQLITE as error:
         raise _of_copying(error, path, draft) from error
     finally:
         source.rollback()
@@ -99,13 +99,13 @@ def _finish(draft: Path, path: str, stop: Event) -> None:
             copy.execute("PRAGMA journal_mode = DELETE")
             copy.execute(_DELETE_LEASES)
             check(copy, str(draft), full=False)
-    except sqlite3.Error as error:
+    except FROM_SQLITE as error:
         raise _of_copying(error, path, draft) from error
     except StoreCorrupt as error:
         raise StoreCorrupt(f"{path}: its copy failed the check, so the database itself is damaged. {error}") from error
 
 
-def _of_copying(error: sqlite3.Error, path: str, draft: Path) -> BaseException:
+def _of_copying(error: Exception, path: str, draft: Path) -> BaseException:
     """What an error means: it is the draft's, but what was just written is not damaged by itself."""
     damaged = isinstance(translated(error, path), StoreCorrupt)
     return translated(error, path if damaged else str(draft))

@@ -15,7 +15,8 @@ from typing import Any
 
 from ...core.errors import StoreUnclear
 from ..base import Write
-from .failures import commit_failed, given_up, translated
+from ..listing import attempt_due
+from .failures import FROM_SQLITE, commit_failed, given_up, translated
 from .messages import register
 from .statements import MOST_FILLED, QUERIES, first, write_filled, write_rows
 from .writes import identity_row, next_run_id, rest_at, stand, store, wait_row
@@ -63,7 +64,7 @@ class Reader:
         """The outcome of each operation, in order."""
         try:
             connection.execute("BEGIN")
-        except sqlite3.Error as error:
+        except FROM_SQLITE as error:
             return [Failed(translated(error, self._path)) for _ in operations]
         outcomes = [attempt(connection, operation, self._path) for operation in operations]
         connection.rollback()
@@ -84,7 +85,7 @@ class Writer:
         try:
             steps = _steps_alone(operations)
             outcomes = (steps and self._landed(connection, steps)) or self._applied(connection, operations)
-        except sqlite3.Error as error:  # not even the transaction or a savepoint could be had: nothing was done
+        except FROM_SQLITE as error:  # not even the transaction or a savepoint could be had: nothing was done
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             return [Failed(translated(error, self._path)) for _ in operations]
@@ -92,7 +93,7 @@ class Writer:
             return outcomes
         try:
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except FROM_SQLITE as error:
             self._ids.clear()
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -107,7 +108,7 @@ class Writer:
             self._land(connection, steps)
         except _NotWhole:
             return None
-        except sqlite3.Error as error:
+        except FROM_SQLITE as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
             if code == sqlite3.SQLITE_IOERR and isinstance(commit_failed(error, self._path), StoreUnclear):
                 return self._commit_failed(outcomes, error)  # perhaps it was only the flush that failed
@@ -119,7 +120,7 @@ class Writer:
         self._remember()
         return outcomes
 
-    def _commit_failed(self, outcomes: Sequence[Any], error: sqlite3.Error) -> list[Any]:
+    def _commit_failed(self, outcomes: Sequence[Any], error: Exception) -> list[Any]:
         log.error("%s: a commit of %d writes failed: %s", self._path, len(outcomes), error)
         return [
             outcome if isinstance(outcome, Failed) else Failed(commit_failed(error, self._path)) for outcome in outcomes
@@ -240,6 +241,7 @@ class Writer:
                 write.data,
                 run.chain_head,
                 run.tokens,
+                attempt_due(run),
             )
             rows.append((*new, run_pk, write.expected, base, write.answered))
             wait = wait_row(run_pk, run)
@@ -262,7 +264,7 @@ class Writer:
             self._found[run.run_id] = run_pk
             runs.append((run_pk, run.run_id, *identity_row(run)))
             state = (run_pk, run.revision, write.count, str(run.status), rest_at(run), run.owner, write.data)
-            states.append((*state, run.chain_head, run.tokens))
+            states.append((*state, run.chain_head, run.tokens, attempt_due(run)))
             wait = wait_row(run_pk, run)
             if wait is not None:
                 waits.append(wait)

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from msgspec import Struct
 
 from ...core.clock import SYSTEM_CLOCK, Clock
-from .failures import translated
+from .failures import FROM_SQLITE, translated
 from .statements import first
 
 log = logging.getLogger("abstractruntime.storage.sqlite")
@@ -54,7 +54,7 @@ def checkpoint(connection: sqlite3.Connection, mode: Mode, path: str) -> Checkpo
     """Carry the log over into the file, on a connection that is in no transaction."""
     try:
         busy, log_pages, moved_pages = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
-    except sqlite3.Error as error:
+    except FROM_SQLITE as error:
         raise translated(error, path) from error
     return Checkpoint(busy=bool(busy), log_pages=max(0, log_pages), moved_pages=max(0, moved_pages))
 
@@ -93,7 +93,7 @@ class LogKeeper:
         connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
         try:
             return bool(first(connection, "PRAGMA wal_checkpoint(TRUNCATE)"))
-        except sqlite3.Error as error:  # the next commit says what it means
+        except FROM_SQLITE as error:  # the next commit says what it means
             log.warning("%s: the write-ahead log could not be carried over: %s", self._path, error)
             return True
         finally:

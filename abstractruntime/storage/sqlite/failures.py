@@ -23,6 +23,9 @@ from ...core.errors import (
 if sys.platform != "win32":
     import resource
 
+#: what sqlite3 raises; the second where its own message would quote damaged text out of the file
+FROM_SQLITE = (sqlite3.Error, UnicodeDecodeError)
+
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 #: extended codes of SQLITE_IOERR that say that the content is wrong and not the disk: DATA and CORRUPTFS
@@ -46,11 +49,14 @@ _READ_ONLY_ERRNO = {errno.EROFS, errno.EACCES, errno.EPERM}
 _ROOM = 65_536
 
 _MAKE_ROOM = "the disk is full; nothing was written. Make room and try again"
+_UNREADABLE = "this is no readable SQLite database"
 _ALLOW = "nothing was written. Give this process write permission to the file and its folder, and try again"
 
 
 def translated(error: BaseException, path: str) -> BaseException:
     """The `StoreError` that says what an error of sqlite3 means for this file; any other error as it is."""
+    if isinstance(error, UnicodeDecodeError):
+        return caused(StoreCorrupt(f"{path}: {_UNREADABLE} ({error}). Restore it from a backup."), error)
     if not isinstance(error, sqlite3.Error):
         return error
     code = getattr(error, "sqlite_errorcode", None)
@@ -69,7 +75,7 @@ def translated_os(error: OSError, path: Path | str, what: str = "it cannot be ma
     return caused(found, error)
 
 
-def commit_failed(error: sqlite3.Error, path: str) -> StoreError:
+def commit_failed(error: Exception, path: str) -> StoreError:
     """What a failing COMMIT means: nothing was written when there was no room for it, else it is unclear.
 
     The frame that makes a transaction count is the last one written to the log, before it is flushed. So a commit
@@ -108,7 +114,7 @@ def check_writable(path: str) -> None:
             raise StoreReadOnly(f"{path}: {place} may not be written to; {_ALLOW}.")
 
 
-def _meaning(code: int | None, error: sqlite3.Error, path: str) -> StoreError:
+def _meaning(code: int | None, error: Exception, path: str) -> StoreError:
     primary = None if code is None else code & 0xFF
     if primary in _BUSY:
         return StoreBusy(
@@ -116,7 +122,7 @@ def _meaning(code: int | None, error: sqlite3.Error, path: str) -> StoreError:
             "written. Look for a process that holds a transaction open, or raise busy_timeout."
         )
     if primary in _CORRUPT or code in _CORRUPT_EXTENDED:
-        return StoreCorrupt(f"{path}: this is no readable SQLite database ({error}). Restore it from a backup.")
+        return StoreCorrupt(f"{path}: {_UNREADABLE} ({error}). Restore it from a backup.")
     if code == _MOVED:
         return vanished(path)
     if primary == sqlite3.SQLITE_INTERRUPT:

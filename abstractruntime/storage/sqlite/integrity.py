@@ -10,7 +10,7 @@ from threading import Event
 from ...core.codec import decode_records, decode_run
 from ...core.errors import StoreCorrupt
 from ...core.models import RunState
-from .failures import translated
+from .failures import FROM_SQLITE, translated
 from .statements import QUERIES, first
 from .writes import identity_row, rest_at, wait_row
 
@@ -45,7 +45,7 @@ def check(connection: sqlite3.Connection, path: str, *, full: bool) -> None:
             for (run_id,) in connection.execute(_RUNS_THAT_MISCOUNT, (_TOLD,)):
                 found.append(f"the state of run {run_id!r} counts other records than its ledger has")
             found += islice(_unreadable(connection), _TOLD)
-    except sqlite3.Error as error:
+    except FROM_SQLITE as error:
         raise translated(error, path) from error
     if found:
         raise StoreCorrupt(f"{path}: the database is damaged. Restore it from a backup. Found: {'; '.join(found)}")

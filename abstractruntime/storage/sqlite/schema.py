@@ -6,7 +6,7 @@ import sqlite3
 from typing import Literal
 
 from ...core.errors import StoreError, StoreSchemaTooNew
-from .failures import translated
+from .failures import FROM_SQLITE, translated
 from .statements import first, migrations, statements_of
 
 Synchronous = Literal["FULL", "NORMAL"]
@@ -42,7 +42,7 @@ def open_connection(
         connection = sqlite3.connect(
             path, timeout=busy_timeout, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENTS
         )
-    except sqlite3.Error as error:
+    except FROM_SQLITE as error:
         raise translated(error, path) from error
     try:
         _use_wal(connection)

@@ -17,7 +17,7 @@ from ...core.clock import SYSTEM_CLOCK, Clock
 from ...core.errors import StoreError, StoreFull
 from .batch import Failed, Operation
 from .checkpoints import LogKeeper
-from .failures import check_writable, translated, translated_os, vanished
+from .failures import FROM_SQLITE, check_writable, translated, translated_os, vanished
 from .schema import check_version
 from .wal import check_log
 
@@ -98,7 +98,7 @@ class Watch:
             raise vanished(path)
         try:
             check_version(connection, path)
-        except sqlite3.Error as error:
+        except FROM_SQLITE as error:
             raise translated(error, path) from error
         if self._keeper is not None:
             self._keeper.shorten(connection)

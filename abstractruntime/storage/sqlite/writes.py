@@ -16,6 +16,7 @@ from ...core.codec import REFUSALS, decode, decode_records, encode, encode_recor
 from ...core.errors import RevisionConflict, StoreCorrupt
 from ...core.models import Request, RunState, RunStatus, StepRecord
 from ..base import Write
+from ..listing import attempt_due
 from ..streams import hearing_of
 from . import messages
 from .statements import QUERIES, first
@@ -188,7 +189,7 @@ def _insert(connection: sqlite3.Connection, run_pk: int | None, write: Write) ->
         connection.execute(_SET_IDENTITY, (*identity_row(run), run_pk))
     head = run.chain_head if write.count else _head_of(connection, run_pk, run.run_id)
     new = (run_pk, run.revision, base + write.count, str(run.status), rest_at(run), run.owner, write.data, head)
-    connection.execute(_INSERT_STATES, (*new, run.tokens))
+    connection.execute(_INSERT_STATES, (*new, run.tokens, attempt_due(run)))
     _register_wait(connection, run_pk, run)
     return run_pk, base
 
@@ -204,7 +205,7 @@ def _replace(connection: sqlite3.Connection, run_pk: int, write: Write) -> None:
         ).rowcount
     else:
         new = (run.revision, records, str(run.status), rest_at(run), run.owner, write.data, run.chain_head)
-        changed = connection.execute(_REPLACE_STATE, (*new, run.tokens, *guard)).rowcount
+        changed = connection.execute(_REPLACE_STATE, (*new, run.tokens, attempt_due(run), *guard)).rowcount
     if changed != 1:
         raise _conflict(connection, run_pk, write)
     if write.hot or write.landing:

@@ -21,8 +21,8 @@ UPDATE runs SET workflow_id = ?, session_id = ?, actor_id = ?, parent_run_id = ?
 WHERE id = ?;
 
 -- name: insert_states
-INSERT INTO states (id, revision, records, status, rest_at, owner, data, head, tokens)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO states (id, revision, records, status, rest_at, owner, data, head, tokens, due)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: land_steps
 -- The hot write of a step: only columns that no index has. Many rows in one statement, see migrations/0002_steps.sql.
@@ -42,7 +42,7 @@ UPDATE states SET records = ?, head = ? WHERE id = ? AND revision = ? AND record
 -- name: replace_state
 -- The full write: status, rest and owner may change, and whatever was requested is answered.
 UPDATE states SET revision = ?, records = ?, requested = 0, status = ?, rest_at = ?, owner = ?, data = ?, head = ?,
-tokens = ?
+tokens = ?, due = ?
 WHERE id = ? AND revision = ? AND records = ? AND requested = ?;
 
 -- name: guards_of_state

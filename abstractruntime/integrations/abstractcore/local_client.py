@@ -1,0 +1,294 @@
+"""Clients that run AbstractCore in this process: one model, or whichever a call names.
+
+A call runs in a worker thread of the client's own, because AbstractCore's sync calls do more than its async ones: they
+read tool calls of every kind, notice empty answers, type their errors and can be cut off. Threads are few against what
+a model costs, and hundreds of calls may be under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from msgspec import Struct
+
+from ...core.outcomes import CancelSignal
+from ...core.secrets import SECRET_KEYS, scrub
+from ...core.threads import WorkerThreads
+from .extra import needed
+from .failures import as_llm_error
+from .normalising import text_result, wire_messages
+from .protocols import LLMError, OnDelta
+from .providers import ANSWER_MODEL, Providers, Route, sends_schemas
+from .severing import CancelEvent, can_cancel
+from .structured import answer_model, schema_instruction
+from .tool_specs import wire_tools
+
+log = logging.getLogger("abstractruntime.abstractcore")
+
+#: calls that one client has under way at once; further ones wait for a thread
+MAX_CALLS = 256
+
+#: seconds that a call may take in all
+DEFAULT_TIMEOUT = 7200.0
+
+#: characters after which a stream that does not end is given up
+MOST_STREAMED = 20_000_000
+
+#: what is ours among the parameters of a call: never sent
+_OWN = {
+    "_provider", "_model", "base_url", "api_key", "provider_api_key", "response_model", "response_schema",
+    "response_schema_name", "timeout_s", "stream", "keep_raw_response", "max_tokens",
+}  # fmt: skip
+
+
+class Ask(Struct, frozen=True, kw_only=True):
+    """One call of a model, as it was asked for."""
+
+    route: Route
+    prompt: str
+    messages: list[dict[str, Any]] | None
+    system_prompt: str | None
+    tools: list[Any] | None
+    media: Any
+    params: dict[str, Any]
+    timeout: float
+    #: texts that must appear neither in the answer nor in an error
+    hidden: list[str]
+
+
+class MultiLocalAbstractCoreLLMClient:
+    """Models of AbstractCore in this process; a call may name another provider and model than the client does.
+
+    `params._provider`, `_model`, `base_url` and `api_key` say which; a provider is made at the first call that needs
+    it and kept for the next. A cancelled `agenerate` closes its connection to the server; providers whose SDK cannot
+    be cut off (openai, anthropic) go on in their thread, and the answer is dropped.
+
+    Args:
+        provider, model: what is called unless a call says otherwise.
+        llm_kwargs: arguments of AbstractCore's `create_llm`, such as `base_url`, `api_key`, `temperature`.
+        artifact_store: where media come from and go to.
+        max_calls: calls under way at once.
+        timeout_s: seconds that a call may take in all; `params.timeout_s` overrides it.
+
+    >>> client = MultiLocalAbstractCoreLLMClient(provider="ollama", model="qwen3:4b")
+    >>> client.generate(prompt="Say hello")["content"]  # doctest: +SKIP
+    'Hello!'
+    """
+
+    def __init__(
+        self,
+        *,
+        provider: str,
+        model: str,
+        llm_kwargs: dict[str, Any] | None = None,
+        artifact_store: Any = None,
+        max_calls: int = MAX_CALLS,
+        timeout_s: float | None = None,
+    ) -> None:
+        self._provider, self._model = provider, model
+        self._kwargs = dict(llm_kwargs or {})
+        self._artifact_store = artifact_store
+        self._providers = Providers(self._kwargs)
+        self._threads = WorkerThreads(max_calls)
+        self._timeout = DEFAULT_TIMEOUT if timeout_s is None else timeout_s
+
+    def generate(
+        self,
+        *,
+        prompt: str,
+        messages: list[dict[str, Any]] | None = None,
+        system_prompt: str | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        media: Any = None,
+        params: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Ask the model and return its answer; blocks this thread. Raises `LLMError`."""
+        ask = self._ask(prompt, messages, system_prompt, tools, media, params)
+        return self._answer(ask, CancelEvent(), None)
+
+    async def agenerate(
+        self,
+        *,
+        prompt: str,
+        messages: list[dict[str, Any]] | None = None,
+        system_prompt: str | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        media: Any = None,
+        params: dict[str, Any] | None = None,
+        cancelled: CancelSignal | None = None,
+        on_delta: OnDelta | None = None,
+    ) -> dict[str, Any]:
+        """Ask the model. With `on_delta`, and neither tools nor a schema, the text comes in pieces, on this loop.
+
+        Raises `LLMError`; of kind `timeout` when the call takes longer than it may.
+        """
+        ask = self._ask(prompt, messages, system_prompt, tools, media, params)
+        if cancelled is not None and cancelled.is_set():
+            raise LLMError("The call was cancelled before it began", kind="cancelled", retryable=False)
+        event = CancelEvent()
+        deliver = None if on_delta is None else _on_loop(on_delta)
+        try:
+            async with asyncio.timeout(ask.timeout):
+                answer: dict[str, Any] = await self._threads.run(self._answer, ask, event, deliver)
+        except TimeoutError:
+            text = f"{ask.route.provider}/{ask.route.model} did not answer within {ask.timeout:g} seconds"
+            raise LLMError(text, kind="timeout") from None
+        finally:
+            event.set()  # of a call that has ended it stops nothing
+        return answer
+
+    async def aclose(self) -> None:
+        """Close the connections of all providers."""
+        await self._threads.run(self._providers.close)
+
+    def get_model_capabilities(self, model_name: str | None = None) -> dict[str, Any]:
+        """What AbstractCore knows of a model: `max_tokens`, `max_output_tokens`, `tool_support`, ... Asks no server."""
+        return dict(needed("abstractcore.architectures").get_model_capabilities(model_name or self._model) or {})
+
+    def list_loaded_clients(self) -> list[dict[str, Any]]:
+        """The providers made so far, `{"provider", "model", "base_url"}` each."""
+        return self._providers.loaded()
+
+    # -- inside
+
+    def _route(self, params: dict[str, Any]) -> Route:
+        provider, model = params.get("_provider") or self._provider, params.get("_model") or self._model
+        return Route(
+            str(provider), str(model), params.get("base_url"), params.get("api_key") or params.get("provider_api_key")
+        )
+
+    def _ask(self, prompt: str, messages: Any, system_prompt: str | None, tools: Any, media: Any, params: Any) -> Ask:
+        params = dict(params or {})
+        route = self._route(params)
+        hidden = [value for value in (route.api_key, *_secrets_in(self._kwargs)) if isinstance(value, str)]
+        return Ask(
+            route=route,
+            prompt=prompt,
+            messages=messages,
+            system_prompt=system_prompt,
+            tools=tools or None,
+            media=media or None,
+            params=params,
+            timeout=float(params.get("timeout_s") or self._timeout),
+            hidden=[text for text in hidden if len(text) >= 4],
+        )
+
+    def _answer(self, ask: Ask, event: CancelEvent, deliver: OnDelta | None) -> dict[str, Any]:
+        try:
+            with self._providers.take(ask.route) as provider:
+                arguments, warnings = _arguments(ask, provider)
+                if can_cancel(provider):
+                    arguments["cancel_event"] = event
+                if deliver is not None and not (ask.tools or arguments.get(ANSWER_MODEL) or arguments.get("output")):
+                    response = _collected(provider.generate(**arguments, stream=True), event, deliver)
+                else:
+                    response = provider.generate(**arguments)
+        except Exception as error:  # a boundary: whatever AbstractCore raises becomes an error of ours
+            failure = as_llm_error(error)
+            failure.args = (scrub(str(failure), ask.hidden),)
+            raise failure from None
+        answer = text_result(response, keep_raw=bool(ask.params.get("keep_raw_response")))
+        if warnings:
+            answer["metadata"]["warnings"] = warnings
+        found: dict[str, Any] = scrub(answer, ask.hidden)
+        return found
+
+
+class LocalAbstractCoreLLMClient(MultiLocalAbstractCoreLLMClient):
+    """One model of AbstractCore in this process.
+
+    As `MultiLocalAbstractCoreLLMClient`, but a call that names another provider or model fails.
+    """
+
+    def _route(self, params: dict[str, Any]) -> Route:
+        route = super()._route(params)
+        if (route.provider, route.model) != (self._provider, self._model):
+            raise LLMError(
+                f"This client calls {self._provider}/{self._model} alone, and the call names {route.provider}/"
+                f"{route.model}. Use MultiLocalAbstractCoreLLMClient for calls that choose.",
+                kind="configuration",
+                retryable=False,
+            )
+        return route
+
+
+def _arguments(ask: Ask, provider: Any) -> tuple[dict[str, Any], list[str]]:
+    """What AbstractCore's `generate` gets, and what the caller should know.
+
+    Messages are always given as such: a bare prompt takes another way through some providers.
+    """
+    params = ask.params
+    sent = {name: value for name, value in params.items() if name not in _OWN and value is not None}
+    if params.get("max_tokens") is not None:
+        sent.setdefault("max_output_tokens", params["max_tokens"])
+    messages, prompt, system = wire_messages(ask.messages or ()), "", ask.system_prompt
+    if ask.media:  # AbstractCore puts them beside the prompt
+        prompt = ask.prompt
+        if not prompt and messages and messages[-1].get("role") == "user":
+            prompt = str(messages.pop()["content"])
+        sent["media"] = ask.media
+    elif ask.prompt:
+        messages.append({"role": "user", "content": ask.prompt})
+    schema, warnings = params.get("response_schema"), []
+    if schema is not None:
+        if sends_schemas(provider):
+            sent[ANSWER_MODEL] = answer_model(schema, params.get("response_schema_name"))
+        else:
+            system = "\n\n".join(part for part in (system, schema_instruction(schema)) if part)
+    if ask.tools:
+        sent["tools"] = wire_tools(ask.tools)
+        if (getattr(provider, "model_capabilities", None) or {}).get("tool_support") == "none":
+            warnings.append(f"{ask.route.model} does not support tools: the model was not told of them")
+            log.warning("%s", warnings[-1])
+    return {"prompt": prompt, "messages": messages or None, "system_prompt": system, **sent}, warnings
+
+
+class _Collected:
+    """The pieces of a stream, put together as a response."""
+
+    def __init__(self) -> None:
+        self.content, self.metadata = "", dict[str, Any]()
+        self.usage: Any = None
+        self.model: Any = None
+        self.finish_reason: Any = None
+        self.tool_calls = self.raw_response = self.gen_time = None
+
+
+def _collected(parts: Iterator[Any], event: CancelEvent, deliver: OnDelta) -> _Collected:
+    whole, texts, length = _Collected(), list[str](), 0
+    for part in parts:
+        if event.is_set():
+            raise LLMError("The call was cancelled", kind="cancelled", retryable=False)
+        if isinstance(part.content, str) and part.content:
+            texts.append(part.content)
+            length += len(part.content)
+            deliver(part.content)
+        if length > MOST_STREAMED:
+            raise LLMError(f"The answer did not end within {MOST_STREAMED:,} characters", kind="malformed")
+        whole.usage, whole.model = part.usage or whole.usage, part.model or whole.model
+        whole.finish_reason = part.finish_reason or whole.finish_reason
+        whole.metadata |= part.metadata or {}
+    whole.content = "".join(texts)
+    if not (whole.content or whole.metadata.get("reasoning")):
+        raise LLMError("The model answered with an empty stream", kind="empty")
+    timing = whole.metadata.pop("_timing", None)
+    if isinstance(timing, dict) and "ttft_ms" in timing:
+        whole.metadata["ttft_ms"] = timing["ttft_ms"]
+    whole.metadata.pop("reasoning_delta", None)
+    return whole
+
+
+def _on_loop(on_delta: OnDelta) -> Callable[[str], None]:
+    loop = asyncio.get_running_loop()
+
+    def deliver(text: str) -> None:
+        loop.call_soon_threadsafe(on_delta, text)
+
+    return deliver
+
+
+def _secrets_in(kwargs: dict[str, Any]) -> list[Any]:
+    return [value for name, value in kwargs.items() if name.lower().replace("-", "_") in SECRET_KEYS]
