@@ -1,0 +1,77 @@
+"""A process that drives one run with a remote model to its end, for a test that kills it.
+
+`python -m tests.remote_worker DB SERVER UPSTREAM` starts the run, or goes on with what it finds half done, and prints
+its output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from abstractruntime import (
+    AsyncRuntime,
+    AsyncSqliteLedgerStore,
+    AsyncSqliteRunStore,
+    Effect,
+    EffectCall,
+    EffectOutcome,
+    EffectType,
+    RunState,
+    SqliteDatabase,
+    StepPlan,
+    WorkflowSpec,
+)
+from abstractruntime.integrations.abstractcore.protocols import LLMError
+from abstractruntime.integrations.abstractcore.remote_client import RemoteAbstractCoreLLMClient
+
+from .core_server import TOKEN
+
+RUN = "remote-run"
+
+
+def ask(run: RunState, ctx: Any) -> StepPlan:
+    return StepPlan("ask", Effect(EffectType.LLM_CALL, run.vars["call"], "said"), "end")
+
+
+def end(run: RunState, ctx: Any) -> StepPlan:
+    return StepPlan("end", complete_output={"said": run.vars["said"]["content"]})
+
+
+WORKFLOW: WorkflowSpec[Any] = WorkflowSpec("remote", "ask", {"ask": ask, "end": end})
+
+
+def handlers(client: RemoteAbstractCoreLLMClient) -> dict[str, Any]:
+    """The least handler of LLM_CALL."""
+
+    async def llm_call(call: EffectCall) -> EffectOutcome:
+        params = {**call.payload.get("params", {}), "trace_metadata": {"run_id": call.run.run_id, "key": call.key}}
+        given = {key: call.payload[key] for key in ("prompt", "messages", "tools", "media") if key in call.payload}
+        try:
+            result = await client.agenerate(**{"prompt": "", **given}, params=params, cancelled=call.cancelled)
+        except LLMError as error:
+            return EffectOutcome.failed(str(error), retryable=error.retryable, retry_after=error.retry_after)
+        return EffectOutcome.completed(result)
+
+    return {EffectType.LLM_CALL: llm_call}
+
+
+async def main(database: str, server: str, upstream: str) -> None:
+    db = SqliteDatabase(database)
+    client = RemoteAbstractCoreLLMClient(
+        server_base_url=server, model="openai-compatible/qwen3-4b", headers={"Authorization": f"Bearer {TOKEN}"}
+    )
+    async with AsyncRuntime(
+        run_store=AsyncSqliteRunStore(db), ledger_store=AsyncSqliteLedgerStore(db), effect_handlers=handlers(client)
+    ) as runtime:
+        call = {"prompt": "Are you there?", "params": {"base_url": upstream}}
+        await runtime.start(workflow=WORKFLOW, run_id=RUN, vars={"call": call})
+        run = await runtime.tick(workflow=WORKFLOW, run_id=RUN)
+    await client.aclose()
+    print(json.dumps(run.output), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
