@@ -42,7 +42,7 @@ from .reading import ReadsRuns
 from .starting import difference, identity_of, seeded
 from .storage.finder import StoreFinder
 from .storage.joining import join
-from .storage.opening import OpenedStores, open_stores
+from .storage.opening import open_stores
 from .subruns import Subruns
 
 #: sync effect handlers that one runtime runs at the same time
@@ -116,7 +116,6 @@ class AsyncRuntime(
         on_close: Iterable[Callable[[], Any]] = (),
     ) -> None:
         self._snapshot_store, self._on_close = snapshot_store, tuple(on_close)
-        self._opened: OpenedStores | None = None
         self._run_store, self._ledger_store = run_store, ledger_store
         self._clock = clock or SYSTEM_CLOCK
         self._ctx: RunContext = context if context is not None else DefaultRunContext(self._clock)
@@ -205,7 +204,7 @@ class AsyncRuntime(
         """
         opened = open_stores(url).as_async()
         runtime = cls(**{**opened.given(), **options})
-        runtime._opened = opened
+        runtime._on_close += (opened.aclose,)
         return runtime
 
     async def __aenter__(self) -> AsyncRuntime:
@@ -225,8 +224,6 @@ class AsyncRuntime(
         await self._engine.stop()
         await self._leases.close()
         await call_all(self._on_close)
-        if self._opened is not None:
-            await self._opened.aclose()
 
     # -- moving runs
 
