@@ -144,7 +144,7 @@ async def test_a_cancelled_call_closes_its_socket(kind, streaming):
             task = asyncio.create_task(
                 client.agenerate(prompt="hi", on_delta=(lambda text: None) if streaming else None)
             )
-            await server.until(lambda s: s.inflight == 1)
+            await server.until(lambda s: len(s.asked) == 1)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

@@ -30,7 +30,7 @@ def text_result(response: Any, *, keep_raw: bool = False) -> dict[str, Any]:
         metadata["malformed_tool_calls"] = malformed
     reasoning = found.get("reasoning")
     return {
-        "content": response.content if isinstance(response.content, str) else None,
+        "content": without_data_urls(response.content) if isinstance(response.content, str) else None,
         "reasoning": reasoning if isinstance(reasoning, str) else None,
         "data": None,
         "raw_response": plain(raw) if keep_raw else None,
