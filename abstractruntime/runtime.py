@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+from .approving import ApprovesRuns
 from .attempts import Attempts
 from .children import Children
 from .core import kernel
@@ -53,7 +54,16 @@ _RUN_STEPS = 1000
 
 
 class AsyncRuntime(
-    HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRuns, DeletesRuns, EmitsEvents, LimitsRuns
+    HasParts,
+    ReadsRuns,
+    StoreFinder,
+    FollowsLedgers,
+    HoldsRuns,
+    ManagesRuns,
+    DeletesRuns,
+    EmitsEvents,
+    LimitsRuns,
+    ApprovesRuns,
 ):
     """Runs workflows durably on an event loop.
 

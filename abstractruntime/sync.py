@@ -174,6 +174,13 @@ class Runtime:
         """Replace the policy, from the next effect on."""
         self.aio.set_effect_policy(policy)
 
+    def set_tool_executor_for_resume(self, executor: Any) -> None:
+        """Let this executor perform the tool calls that are approved; without it, the one that asked does.
+
+        Raises TypeError when the handler of TOOL_CALLS is none of `make_tool_calls_handler`.
+        """
+        self.aio.set_tool_executor_for_resume(executor)
+
     # -- moving runs
 
     def start(
@@ -270,6 +277,13 @@ class Runtime:
         return drive(self.aio.retry_run, run_id, reason=reason, actor_id=actor_id, force=force)
 
     emit_event = twin(AsyncRuntime.emit_event)
+
+    # -- approvals
+
+    list_approvals = twin(AsyncRuntime.list_approvals)
+    decide = twin(AsyncRuntime.decide)
+    approve = twin(AsyncRuntime.approve)
+    deny = twin(AsyncRuntime.deny)
 
     # -- managing whole runs
 

@@ -288,6 +288,7 @@ PLANS: list[tuple[Query, str]] = [
     (WaitQuery(), "SEARCH w USING PRIMARY KEY"),
     (WaitQuery(run_id="r4"), "INDEX sqlite_autoindex_runs_1"),
     (WaitQuery(wait_key="key:r4", workflow_id="rare"), "waits_by_key"),
+    (WaitQuery(asks="approval", reason=WaitReason.USER), "waits_by_name"),
     (WaitQuery(reason=WaitReason.EVENT), "waits_by_reason"),
     (WaitQuery(workflow_id="rare", reason=WaitReason.EVENT), "runs_by_workflow"),
     (WaitQuery(session_id="rare"), "runs_by_session"),

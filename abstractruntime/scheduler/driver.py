@@ -28,6 +28,7 @@ from ..core.errors import RuntimeClosed, StoreClosed, StoreError, UnknownRun
 from ..core.models import TERMINAL, RunState, RunStatus
 from ..core.shielding import finish
 from ..core.spec import WorkflowSpec
+from ..effects.memory import OWN
 from ..runtime import AsyncRuntime
 from ..storage.listing import attempt_due
 from .asides import Asides
@@ -262,7 +263,7 @@ class Driver:
     async def _begin_tick(self, row: Due) -> asyncio.Task[bool] | None:
         if row.run_id in self._running or self._is_ticked(row.run_id):
             return None  # whoever is at it moves it; else it is found again
-        workflow = self.registry.get(row.workflow_id)
+        workflow = self.registry.get(row.workflow_id) or OWN.get(row.workflow_id)
         if workflow is None:
             await self._unknown(row)
             return None

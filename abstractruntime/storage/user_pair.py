@@ -138,7 +138,7 @@ class UserPair:
         loaded = await self.load(run_id)
         if loaded and loaded.run.commit_id == commit_id:
             return True
-        landing = bool(loaded and loaded.run.intent and loaded.run.intent.parts)  # it writes records and no state
+        landing = bool(loaded and loaded.run.intent)  # of a landing there are records and no state
         return landing and any(record.commit_id == commit_id for record in await self.records(run_id))
 
     async def find(self, run_id: str, key: str) -> list[StepRecord]:

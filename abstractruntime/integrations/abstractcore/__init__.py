@@ -4,6 +4,7 @@ Nothing of AbstractCore is imported before a model or a tool is used.
 """
 
 from ...core.config import RuntimeConfig
+from .approvals import ApprovalToolExecutor, ToolApprovalPolicy
 from .effect_handlers import build_effect_handlers, make_llm_call_handler
 from .event_bus import attach_global_event_bus_bridge, emit_step_record
 from .factory import (
@@ -26,12 +27,14 @@ from .remote_client import RemoteAbstractCoreLLMClient
 __all__ = [
     "AbstractCoreControlClient",
     "AbstractCoreLLMClient",
+    "ApprovalToolExecutor",
     "Delta",
     "LLMError",
     "LocalAbstractCoreLLMClient",
     "MultiLocalAbstractCoreLLMClient",
     "RemoteAbstractCoreLLMClient",
     "RuntimeConfig",
+    "ToolApprovalPolicy",
     "attach_global_event_bus_bridge",
     "build_effect_handlers",
     "create_async_hybrid_runtime",

@@ -13,6 +13,7 @@ from ...core.clock import SYSTEM_CLOCK, epoch_micros, micros
 from ...core.codec import encode_run
 from ...core.errors import StoreCorrupt
 from ...core.models import TERMINAL, Request, RunState
+from ..listing import asks_of
 from ..sqlite.failures import translated_os
 from ..standing import standing_of
 from ..streams import hearing_of
@@ -237,4 +238,5 @@ def _narrow(run: RunState) -> RunState:
         vars["_runtime"] = {"control": {"paused": True}}
     if run.vars.get("_run_lifecycle") is not None:
         vars["_run_lifecycle"] = run.vars["_run_lifecycle"]
-    return replace(run, vars=vars, output=None, intent=None)
+    asking = run.intent if asks_of(run) else None
+    return replace(run, vars=vars, output=None, intent=asking)
