@@ -16,15 +16,13 @@ from abstractruntime import (
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
     Effect,
-    EffectCall,
-    EffectOutcome,
     EffectType,
     RunState,
     SqliteDatabase,
     StepPlan,
     WorkflowSpec,
 )
-from abstractruntime.integrations.abstractcore.protocols import LLMError
+from abstractruntime.integrations.abstractcore.llm_call import make_llm_call_handler
 from abstractruntime.integrations.abstractcore.remote_client import RemoteAbstractCoreLLMClient
 
 from .core_server import TOKEN
@@ -43,28 +41,14 @@ def end(run: RunState, ctx: Any) -> StepPlan:
 WORKFLOW: WorkflowSpec[Any] = WorkflowSpec("remote", "ask", {"ask": ask, "end": end})
 
 
-def handlers(client: RemoteAbstractCoreLLMClient) -> dict[str, Any]:
-    """The least handler of LLM_CALL."""
-
-    async def llm_call(call: EffectCall) -> EffectOutcome:
-        params = {**call.payload.get("params", {}), "trace_metadata": {"run_id": call.run.run_id, "key": call.key}}
-        given = {key: call.payload[key] for key in ("prompt", "messages", "tools", "media") if key in call.payload}
-        try:
-            result = await client.agenerate(**{"prompt": "", **given}, params=params, cancelled=call.cancelled)
-        except LLMError as error:
-            return EffectOutcome.failed(str(error), retryable=error.retryable, retry_after=error.retry_after)
-        return EffectOutcome.completed(result)
-
-    return {EffectType.LLM_CALL: llm_call}
-
-
 async def main(database: str, server: str, upstream: str) -> None:
     db = SqliteDatabase(database)
     client = RemoteAbstractCoreLLMClient(
         server_base_url=server, model="openai-compatible/qwen3-4b", headers={"Authorization": f"Bearer {TOKEN}"}
     )
+    handlers: dict[str, Any] = {EffectType.LLM_CALL: make_llm_call_handler(llm=client)}
     async with AsyncRuntime(
-        run_store=AsyncSqliteRunStore(db), ledger_store=AsyncSqliteLedgerStore(db), effect_handlers=handlers(client)
+        run_store=AsyncSqliteRunStore(db), ledger_store=AsyncSqliteLedgerStore(db), effect_handlers=handlers
     ) as runtime:
         call = {"prompt": "Are you there?", "params": {"base_url": upstream}}
         await runtime.start(workflow=WORKFLOW, run_id=RUN, vars={"call": call})

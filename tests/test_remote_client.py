@@ -172,7 +172,7 @@ def test_system_prompt_messages_and_prompt_are_one_conversation():
         {"role": "tool", "content": "3", "tool_call_id": "c1"},
     ]
     sent = asked(system_prompt="Be brief.", messages=messages, prompt="and?").body["messages"]
-    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     assert sent == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "add"},
@@ -184,8 +184,8 @@ def test_system_prompt_messages_and_prompt_are_one_conversation():
 
 def test_an_optional_parameter_of_a_tool_stays_optional():
     body = asked({"tool_choice": "auto"}, tools=[TOOL]).body
-    properties = body["tools"][0]["function"]["parameters"]["properties"]
-    assert properties == {"a": {"type": "integer"}, "b": {"type": "integer", "default": None}}
+    properties = {"a": {"type": "integer"}, "b": {"type": "integer", "default": None}}
+    assert body["tools"] == [{"name": "add", "parameters": properties}]
     assert body["tool_choice"] == "auto"
     assert "default" not in json.dumps(TOOL)
 
@@ -266,6 +266,12 @@ def test_arguments_that_cannot_be_read_are_never_taken_for_none(arguments):
     assert (caught.value.kind, caught.value.retryable) == ("malformed", True)
 
 
+def test_a_call_that_was_cut_off_in_its_arguments_is_left_to_the_handler():
+    call = {"id": "c1", "function": {"name": "add", "arguments": '{"a": 1'}}
+    result = answered(reply(None, message={"tool_calls": [call]}, finish_reason="length"))
+    assert (result["tool_calls"], result["metadata"]["malformed_tool_calls"][0]["name"]) == (None, "add")
+
+
 def test_usage_that_the_server_does_not_know_is_none():
     nothing = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     assert answered(reply(usage=nothing))["usage"] is None
@@ -305,9 +311,9 @@ def test_an_answer_cut_off_before_its_first_word_is_left_to_the_handler():
         (403, "forbidden", "auth", False, 403),
         (404, "gone", "not_found", False, 404),
         (408, "slow", "timeout", True, 408),
-        (409, "busy", "invalid_request", True, 409),
+        (409, "busy", "server", True, 409),
         (422, "validation", "invalid_request", False, 422),
-        (425, "early", "invalid_request", True, 425),
+        (425, "early", "server", True, 425),
         (429, "too many", "rate_limit", True, 429),
         (500, "oops", "server", True, 500),
         (503, "down", "server", True, 503),
@@ -334,7 +340,7 @@ def test_any_body_of_a_failure_makes_an_error(body):
 
 @pytest.mark.parametrize(
     ("given", "seconds"),
-    [("2", 2.0), ("0.5", 0.5), ("-1", 0.0), ("nan", None), ("soon", None), ("1e99", 86_400.0), ("", None)],
+    [("2", 2.0), ("0", 0.0), ("-1", None), ("nan", None), ("soon", None), ("9" * 99, 86_400.0), ("", None)],
 )
 def test_retry_after_in_seconds(given, seconds):
     assert refused(429, "slow", {"Retry-After": given}).retry_after == seconds
@@ -347,14 +353,16 @@ def test_retry_after_as_a_date():
 
 
 def test_no_secret_and_no_content_of_a_file_stands_in_an_error_or_a_result():
-    text = "key sk-provider, token server-token, data:image/png;base64,QUJD and so on"
+    text = f"key sk-provider, token server-token, data:image/png;base64,{'QUJD' * 30} and so on"
     answer = SimpleNamespace(status_code=400, body={"error": {"message": text}}, headers={})
     given: dict[str, Any] = {"server_base_url": "http://h:1", "model": "m"}
     given["headers"] = {"Authorization": "Bearer server-token"}
     client = RemoteAbstractCoreLLMClient(**given, request_sender=Sender(answer))
     with pytest.raises(LLMError) as caught:
         client.generate(prompt="hi", params={"api_key": "sk-provider"})
-    assert str(caught.value).endswith("key [redacted], token [redacted], data:[removed] and so on")
+    assert str(caught.value).endswith(
+        "key [redacted], token [redacted], data:image/png;base64,[120 characters] and so on"
+    )
     client = RemoteAbstractCoreLLMClient(**given, request_sender=Sender(reply("it is sk-provider")))
     assert client.generate(prompt="hi", params={"api_key": "sk-provider"})["content"] == "it is [redacted]"
 
@@ -395,7 +403,7 @@ def test_a_timeout_that_is_no_number_is_refused(timeout_s):
 
 async def test_a_sender_may_be_async_and_a_sync_one_does_not_block_the_loop(blockbuster):
     class Async(Sender):
-        async def post(self, url: str, **given: Any) -> Any:  # type: ignore[override]
+        async def post(self, url: str, **given: Any) -> Any:
             await asyncio.sleep(0)
             return super().post(url, **given)
 

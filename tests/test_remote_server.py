@@ -32,12 +32,13 @@ from abstractruntime import (
     WorkflowSpec,
     get_artifact_id,
 )
+from abstractruntime.integrations.abstractcore.llm_call import make_llm_call_handler
 from abstractruntime.integrations.abstractcore.protocols import LLMError
 from abstractruntime.integrations.abstractcore.remote_client import RemoteAbstractCoreLLMClient
 from abstractruntime.integrations.abstractcore.residency import make_model_residency_handler
 
 from .core_server import CoreServer
-from .remote_worker import RUN, WORKFLOW, handlers
+from .remote_worker import RUN, WORKFLOW
 from .scripted_servers import PIXEL, SOUND, ScriptedServer
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +65,10 @@ def upstream() -> Iterator[ScriptedServer]:
         yield server
 
 
+def handlers(client: RemoteAbstractCoreLLMClient) -> dict[str, Any]:
+    return {EffectType.LLM_CALL: make_llm_call_handler(llm=client)}
+
+
 async def failure(core: CoreServer, upstream: ScriptedServer, params: dict[str, Any], **given: Any) -> LLMError:
     client = core.client(**given)
     with pytest.raises(LLMError) as caught:
@@ -74,7 +79,7 @@ async def failure(core: CoreServer, upstream: ScriptedServer, params: dict[str, 
 
 async def test_a_call_reaches_the_model_with_all_that_it_asks_for(core, upstream):
     client = core.client()
-    params = {"base_url": upstream.openai_url, "max_output_tokens": 77, "temperature": 0.1, "seed": 7, "stop": "END"}
+    params = {"base_url": upstream.openai_url, "max_output_tokens": 77, "temperature": 0.1, "seed": 7}
     params |= {"trace_metadata": {"run_id": "r1", "node_id": "ask"}, "provider_api_key": "sk-upstream"}
     result = await client.agenerate(prompt="hi", system_prompt="Be brief.", params=params)
     await client.aclose()
@@ -83,11 +88,10 @@ async def test_a_call_reaches_the_model_with_all_that_it_asks_for(core, upstream
     assert result["model"] == "openai-compatible/qwen3-4b"
     assert result["trace_id"]
     seen = upstream.asked[0]
-    assert {key: seen.json[key] for key in ("max_tokens", "temperature", "seed", "stop")} == {
+    assert {key: seen.json[key] for key in ("max_tokens", "temperature", "seed")} == {
         "max_tokens": 77,
         "temperature": 0.1,
         "seed": 7,
-        "stop": ["END"],
     }
     assert [message["content"] for message in seen.json["messages"]] == ["Be brief.", "hi"]
     assert seen.headers["authorization"] == "Bearer sk-upstream"
@@ -177,7 +181,7 @@ async def test_a_cancel_reaches_the_model_behind_the_server(core, upstream):
 async def test_cancelling_the_run_cancels_its_call(core, upstream):
     upstream.script.append({"hold": True})
     client = core.client()
-    stores = {"run_store": InMemoryRunStore(), "ledger_store": InMemoryLedgerStore()}
+    stores: dict[str, Any] = {"run_store": InMemoryRunStore(), "ledger_store": InMemoryLedgerStore()}
     async with AsyncRuntime(**stores, effect_handlers=handlers(client)) as runtime:
         call = {"prompt": "hi", "params": {"base_url": upstream.openai_url}}
         run_id = await runtime.start(workflow=WORKFLOW, vars={"call": call})
@@ -270,7 +274,7 @@ def test_a_process_killed_in_a_call_leaves_no_request_behind_and_the_run_goes_on
 async def test_one_layer_retries_three_attempts_are_three_requests():
     with ScriptedServer([{"status": 429, "headers": {"Retry-After": "0"}}, {"status": 503}, "done"]) as server:
         client = RemoteAbstractCoreLLMClient(server_base_url=server.url, model="qwen3-4b")
-        stores = {"run_store": InMemoryRunStore(), "ledger_store": InMemoryLedgerStore()}
+        stores: dict[str, Any] = {"run_store": InMemoryRunStore(), "ledger_store": InMemoryLedgerStore()}
         policy = RetryPolicy(llm_max_attempts=3, backoff_base=0.0)
         async with AsyncRuntime(**stores, effect_handlers=handlers(client), effect_policy=policy) as runtime:
             run_id = await runtime.start(workflow=WORKFLOW, vars={"call": {"prompt": "hi"}})
@@ -311,7 +315,7 @@ async def test_a_document_in_an_artifact_reaches_the_model(core, upstream):
 
 async def residency(core: CoreServer, **payload: Any) -> EffectOutcome:
     client = core.client()
-    stores = {"run_store": InMemoryRunStore(), "ledger_store": InMemoryLedgerStore()}
+    stores: dict[str, Any] = {"run_store": InMemoryRunStore(), "ledger_store": InMemoryLedgerStore()}
     handler = make_model_residency_handler(control=client)
 
     def node(run: RunState, ctx: Any) -> StepPlan:
@@ -363,6 +367,5 @@ async def test_what_the_server_does_not_have_is_soft_unless_required(core, upstr
 
     lock = {"operation": "lock", "provider": "ollama", "model": "qwen3:4b", "base_url": upstream.url}
     assert (await residency(core, **lock)).result["error"] == "model_not_resident"
-    assert (await residency(core, operation="load", task="image_generation", **{"provider": "x", "model": "y"})).result[
-        "ok"
-    ] is False
+    other = {"operation": "load", "task": "image_generation", "provider": "x", "model": "y"}
+    assert (await residency(core, **other)).result["ok"] is False
