@@ -97,7 +97,7 @@ class Runtime:
         """See `AsyncRuntime.open`; its stores are the blocking ones."""
         opened = open_stores(url)
         runtime = cls(**{**opened.given(), **options})
-        runtime.aio._opened = opened
+        runtime.aio._on_close += (opened.aclose,)
         return runtime
 
     def __enter__(self) -> Runtime:

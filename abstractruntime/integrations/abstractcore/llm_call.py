@@ -67,7 +67,9 @@ def make_llm_call_handler(
 
 class _Handler:
     def __init__(self, llm: Any, artifact_store: Any, on_delta: Callable[[Delta], None] | None) -> None:
-        self._llm, self._artifact_store, self._on_delta = llm, artifact_store, on_delta
+        self._llm, self._on_delta = llm, on_delta
+        if artifact_store is not None and getattr(llm, "artifact_store", self) is None:
+            llm.artifact_store = artifact_store  # a client of ours that was made without one
         self._threads = WorkerThreads(_MAX_CALLS)
 
     async def perform(self, call: EffectCall) -> EffectOutcome:

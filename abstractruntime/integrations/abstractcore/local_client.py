@@ -19,6 +19,9 @@ from ...core.secrets import SECRET_KEYS, scrub
 from ...core.threads import WorkerThreads
 from .extra import needed
 from .failures import as_llm_error
+from .local_residency import local_residency
+from .media import media_files
+from .media_outputs import kept, made_by_core
 from .normalising import text_result, wire_messages
 from .protocols import LLMError, OnDelta
 from .providers import ANSWER_MODEL, Providers, Route, sends_schemas
@@ -90,9 +93,11 @@ class MultiLocalAbstractCoreLLMClient:
     ) -> None:
         self._provider, self._model = provider, model
         self._kwargs = dict(llm_kwargs or {})
-        self._artifact_store = artifact_store
+        self.artifact_store = artifact_store
         self._providers = Providers(self._kwargs)
         self._threads = WorkerThreads(max_calls)
+        #: ids of models that are not to be unloaded
+        self._locks: set[str] = set()
         self._timeout = DEFAULT_TIMEOUT if timeout_s is None else timeout_s
 
     def generate(
@@ -152,6 +157,26 @@ class MultiLocalAbstractCoreLLMClient:
         """The providers made so far, `{"provider", "model", "base_url"}` each."""
         return self._providers.loaded()
 
+    def list_model_residency(self, **request: Any) -> dict[str, Any]:
+        """The models that the provider has in memory; blocks. This and its siblings: see `local_residency`."""
+        return self._residency("list", request)
+
+    def load_model_residency(self, **request: Any) -> dict[str, Any]:
+        """Load a model into the memory of its server."""
+        return self._residency("load", request)
+
+    def unload_model_residency(self, **request: Any) -> dict[str, Any]:
+        """Take a model out of memory."""
+        return self._residency("unload", request)
+
+    def lock_model_residency(self, **request: Any) -> dict[str, Any]:
+        """Keep a loaded model from being unloaded by this client."""
+        return self._residency("lock", request)
+
+    def unlock_model_residency(self, **request: Any) -> dict[str, Any]:
+        """Allow it again."""
+        return self._residency("unlock", request)
+
     # -- inside
 
     def _route(self, params: dict[str, Any]) -> Route:
@@ -178,23 +203,45 @@ class MultiLocalAbstractCoreLLMClient:
 
     def _answer(self, ask: Ask, event: CancelEvent, deliver: OnDelta | None) -> dict[str, Any]:
         try:
-            with self._providers.take(ask.route) as provider:
-                arguments, warnings = _arguments(ask, provider)
+            with self._providers.take(ask.route) as provider, media_files(ask.media, self.artifact_store) as media:
+                arguments, warnings = _arguments(ask, provider, media)
                 if can_cancel(provider):
                     arguments["cancel_event"] = event
                 if deliver is not None and not (ask.tools or arguments.get(ANSWER_MODEL) or arguments.get("output")):
                     response = _collected(provider.generate(**arguments, stream=True), event, deliver)
                 else:
                     response = provider.generate(**arguments)
+            answer = self._result(ask, response)
         except Exception as error:  # a boundary: whatever AbstractCore raises becomes an error of ours
             failure = as_llm_error(error)
             failure.args = (scrub(str(failure), ask.hidden),)
             raise failure from None
-        answer = text_result(response, keep_raw=bool(ask.params.get("keep_raw_response")))
         if warnings:
             answer["metadata"]["warnings"] = warnings
         found: dict[str, Any] = scrub(answer, ask.hidden)
         return found
+
+    def _result(self, ask: Ask, response: Any) -> dict[str, Any]:
+        if not hasattr(response, "outputs"):
+            return text_result(response, keep_raw=bool(ask.params.get("keep_raw_response")))
+        return kept(
+            made_by_core(response),
+            store=self.artifact_store,
+            trace=ask.params.get("trace_metadata"),
+            text=None if getattr(response, "text", None) is None else text_result(response.text),
+            response=response,
+            runtime_provider=ask.route.provider,
+            runtime_model=ask.route.model,
+        )
+
+    def _residency(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+        named = {"_provider": request.get("provider"), "_model": request.get("model"), **request}
+        route = self._route(named)
+        facts = {name: value for name, value in request.items() if name not in ("provider", "model")}
+        with self._providers.take(route) as llm:
+            return local_residency(
+                llm, operation, provider=route.provider, model=route.model, locks=self._locks, **facts
+            )
 
 
 class LocalAbstractCoreLLMClient(MultiLocalAbstractCoreLLMClient):
@@ -215,7 +262,7 @@ class LocalAbstractCoreLLMClient(MultiLocalAbstractCoreLLMClient):
         return route
 
 
-def _arguments(ask: Ask, provider: Any) -> tuple[dict[str, Any], list[str]]:
+def _arguments(ask: Ask, provider: Any, media: list[Any]) -> tuple[dict[str, Any], list[str]]:
     """What AbstractCore's `generate` gets, and what the caller should know.
 
     Messages are always given as such: a bare prompt takes another way through some providers.
@@ -225,11 +272,11 @@ def _arguments(ask: Ask, provider: Any) -> tuple[dict[str, Any], list[str]]:
     if params.get("max_tokens") is not None:
         sent.setdefault("max_output_tokens", params["max_tokens"])
     messages, prompt, system = wire_messages(ask.messages or ()), "", ask.system_prompt
-    if ask.media:  # AbstractCore puts them beside the prompt
+    if media or "output" in sent:  # AbstractCore puts them beside the prompt
         prompt = ask.prompt
         if not prompt and messages and messages[-1].get("role") == "user":
             prompt = str(messages.pop()["content"])
-        sent["media"] = ask.media
+        sent["media"] = media or None
     elif ask.prompt:
         messages.append({"role": "user", "content": ask.prompt})
     schema, warnings = params.get("response_schema"), []
