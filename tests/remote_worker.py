@@ -12,7 +12,6 @@ import sys
 from typing import Any
 
 from abstractruntime import (
-    AsyncRuntime,
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
     Effect,
@@ -22,8 +21,7 @@ from abstractruntime import (
     StepPlan,
     WorkflowSpec,
 )
-from abstractruntime.integrations.abstractcore.llm_call import make_llm_call_handler
-from abstractruntime.integrations.abstractcore.remote_client import RemoteAbstractCoreLLMClient
+from abstractruntime.integrations.abstractcore import create_async_remote_runtime
 
 from .core_server import TOKEN
 
@@ -43,17 +41,16 @@ WORKFLOW: WorkflowSpec[Any] = WorkflowSpec("remote", "ask", {"ask": ask, "end": 
 
 async def main(database: str, server: str, upstream: str) -> None:
     db = SqliteDatabase(database)
-    client = RemoteAbstractCoreLLMClient(
-        server_base_url=server, model="openai-compatible/qwen3-4b", headers={"Authorization": f"Bearer {TOKEN}"}
-    )
-    handlers: dict[str, Any] = {EffectType.LLM_CALL: make_llm_call_handler(llm=client)}
-    async with AsyncRuntime(
-        run_store=AsyncSqliteRunStore(db), ledger_store=AsyncSqliteLedgerStore(db), effect_handlers=handlers
+    async with create_async_remote_runtime(
+        server_base_url=server,
+        model="openai-compatible/qwen3-4b",
+        headers={"Authorization": f"Bearer {TOKEN}"},
+        run_store=AsyncSqliteRunStore(db),
+        ledger_store=AsyncSqliteLedgerStore(db),
     ) as runtime:
         call = {"prompt": "Are you there?", "params": {"base_url": upstream}}
         await runtime.start(workflow=WORKFLOW, run_id=RUN, vars={"call": call})
         run = await runtime.tick(workflow=WORKFLOW, run_id=RUN)
-    await client.aclose()
     print(json.dumps(run.output), flush=True)
 
 

@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 
-from abstractruntime import FileArtifactStore, InMemoryArtifactStore, get_artifact_id
+from abstractruntime import (
+    AsyncJsonFileRunStore,
+    AsyncJsonlLedgerStore,
+    Effect,
+    EffectType,
+    FileArtifactStore,
+    InMemoryArtifactStore,
+    StepPlan,
+    WorkflowSpec,
+    get_artifact_id,
+)
+from abstractruntime.integrations.abstractcore import create_async_remote_runtime
 from abstractruntime.integrations.abstractcore.extra import needed
 from abstractruntime.integrations.abstractcore.media import content_part, media_files, media_list, read_medium
 from abstractruntime.integrations.abstractcore.media_outputs import kept, made_by_core
@@ -229,6 +240,41 @@ async def test_what_a_server_cannot_be_asked_for_is_refused_before_anything_is_m
         with pytest.raises(LLMError, match="selector") as caught:
             await made(server, store, output)
         assert (caught.value.retryable, server.requests) == (False, [])
+
+
+async def test_media_cannot_be_made_of_media_on_a_server(store):
+    with ScriptedServer() as server:
+        client = RemoteAbstractCoreLLMClient(server_base_url=server.url, model="p/m", artifact_store=store)
+        with pytest.raises(LLMError, match="text alone") as caught:
+            await client.agenerate(prompt="bluer", media={"url": TEXT_URL}, params={"output": "image"})
+        assert (caught.value.retryable, server.requests) == (False, [])
+
+
+async def test_a_run_keeps_a_ref_and_neither_state_nor_ledger_the_picture(tmp_path):
+    effect = Effect(EffectType.LLM_CALL, {"prompt": "a cat", "output": "image"}, "made")
+    nodes = {
+        "draw": lambda run, ctx: StepPlan("draw", effect, "end"),
+        "end": lambda run, ctx: StepPlan("end", complete_output={"made": run.vars["made"]}),
+    }
+    spec: WorkflowSpec[Any] = WorkflowSpec("draws", "draw", nodes)
+    files, kept_files = tmp_path / "runs", FileArtifactStore(tmp_path / "artifacts")
+    with ScriptedServer() as server:
+        async with create_async_remote_runtime(
+            server_base_url=server.url,
+            model="p/m",
+            run_store=AsyncJsonFileRunStore(files),
+            ledger_store=AsyncJsonlLedgerStore(files),
+            artifact_store=kept_files,
+        ) as runtime:
+            run = await runtime.tick(workflow=spec, run_id=await runtime.start(workflow=spec))
+    assert run.output is not None
+    (picture,) = run.output["made"]["outputs"]["image"]
+    artifact = await kept_files.aio.load(picture["artifact_id"])
+    assert artifact is not None
+    assert (artifact.content, artifact.metadata.run_id) == (PIXEL, run.run_id)
+    stored = b"".join(path.read_bytes() for path in files.rglob("*") if path.is_file())
+    assert picture["artifact_id"].encode() in stored
+    assert base64.b64encode(PIXEL) not in stored
 
 
 async def test_remote_media_without_a_store_are_refused_before_they_are_paid_for():

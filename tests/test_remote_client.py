@@ -7,11 +7,17 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from abstractruntime.core import portal
 from abstractruntime.core.outcomes import CancelSignal
-from abstractruntime.integrations.abstractcore.protocols import AbstractCoreLLMClient, AsyncLLMClient, LLMError
+from abstractruntime.integrations.abstractcore.protocols import (
+    AbstractCoreControlClient,
+    AbstractCoreLLMClient,
+    AsyncLLMClient,
+    LLMError,
+)
 from abstractruntime.integrations.abstractcore.remote_client import RemoteAbstractCoreLLMClient
 from abstractruntime.integrations.abstractcore.remote_failures import failure_of
 from abstractruntime.integrations.abstractcore.remote_request import server_root
@@ -411,6 +417,48 @@ async def test_a_sender_may_be_async_and_a_sync_one_does_not_block_the_loop(bloc
         client = RemoteAbstractCoreLLMClient(server_base_url="http://h", model="m", request_sender=sender)
         assert (await client.agenerate(prompt="hi"))["content"] == "hello"
         await client.aclose()
+
+
+async def test_a_client_of_httpx_is_a_sender():
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {"X-Trace-Id": "t1", "Retry-After": "3"}
+        if request.url.path.endswith("/loaded"):
+            return httpx.Response(200, json={"models": [], "asked": str(request.url.query, "ascii")})
+        said = json.loads(request.content)["messages"][-1]["content"]
+        return httpx.Response(429 if said == "busy" else 200, json=reply(said), headers=headers)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as sender:
+        client = RemoteAbstractCoreLLMClient(server_base_url="http://h", model="m", request_sender=sender)
+        result = await client.agenerate(prompt="hi")
+        assert (result["content"], result["trace_id"]) == ("hi", "t1")
+        with pytest.raises(LLMError) as caught:
+            await client.agenerate(prompt="busy")
+        assert (caught.value.kind, caught.value.retry_after) == ("rate_limit", 3.0)
+        listed = await client.aresidency("list", {"task": "tts", "provider": "a b", "provider_api_key": "sk-12345"})
+        assert listed == {"models": [], "asked": "task=tts&provider=a+b"}
+
+
+def test_the_documented_methods_of_residency_block():
+    class Answers(Sender):
+        def get(self, url: str, *, headers: dict[str, str], timeout: float | None) -> Any:
+            return {"ok": True, "url": url}
+
+    sender = Answers({"ok": True})
+    client = RemoteAbstractCoreLLMClient(server_base_url="http://h", model="m", request_sender=sender)
+    assert isinstance(client, AbstractCoreControlClient)
+    assert client.list_model_residency() == {"ok": True, "url": "http://h/acore/models/loaded"}
+    given = {"provider": "p", "model": "m", "provider_api_key": "sk-12345", "task": "tts", "pin": True}
+    for method in (
+        client.load_model_residency,
+        client.unload_model_residency,
+        client.lock_model_residency,
+        client.unlock_model_residency,
+    ):
+        assert method(**given)["ok"] is True
+    assert [sent.url.rpartition("/")[2] for sent in sender.sent] == ["load", "unload", "lock", "unlock"]
+    assert sender.sent[0].json == {"task": "tts", "provider": "p", "model": "m", "pin": True}
+    assert sender.sent[2].json == {"provider": "p", "model": "m"}
+    assert {sent.headers["X-AbstractCore-Provider-API-Key"] for sent in sender.sent} == {"sk-12345"}
 
 
 async def test_a_call_that_was_cancelled_before_it_began_is_not_made():
