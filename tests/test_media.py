@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from abstractruntime import (
     WorkflowSpec,
     get_artifact_id,
 )
-from abstractruntime.integrations.abstractcore import create_async_remote_runtime
+from abstractruntime.integrations.abstractcore import create_async_remote_runtime, media
 from abstractruntime.integrations.abstractcore.extra import needed
 from abstractruntime.integrations.abstractcore.media import content_part, media_files, media_list, read_medium
 from abstractruntime.integrations.abstractcore.media_outputs import kept, made_by_core
@@ -44,10 +45,10 @@ def part(item: Any, store: Any = None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("media", "count"), [(None, 0), ("", 0), ([], 0), ("a.txt", 1), ({"path": "a"}, 1), (["a", "b"], 2)]
+    ("given", "count"), [(None, 0), ("", 0), ([], 0), ("a.txt", 1), ({"path": "a"}, 1), (["a", "b"], 2)]
 )
-def test_one_item_or_several(media, count):
-    assert len(media_list(media)) == count
+def test_one_item_or_several(given, count):
+    assert len(media_list(given)) == count
 
 
 def test_a_text_and_a_picture_become_parts_of_a_message(store, tmp_path):
@@ -92,6 +93,21 @@ def test_what_cannot_be_had_is_named_and_not_tried_again(store, item, says):
         read_medium(item, store)
     assert says in str(caught.value)
     assert (caught.value.kind, caught.value.retryable) == ("invalid_request", False)
+
+
+def test_what_is_too_large_or_no_file_is_not_read(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "LARGEST", 4)
+    (tmp_path / "big.txt").write_text("hello")
+    os.mkfifo(tmp_path / "pipe")
+    meta = store.store_text("hello")
+    for item in (str(tmp_path / "big.txt"), {"$artifact": meta.artifact_id}):
+        with pytest.raises(LLMError, match="5 bytes"):
+            read_medium(item, store)
+    for item in (str(tmp_path / "pipe"), str(tmp_path)):
+        with pytest.raises(LLMError, match="no file"):
+            read_medium(item, store)
+    with pytest.raises(LLMError, match="cannot be read"):
+        read_medium("~nobody-of-this-name/x", store)
 
 
 def test_an_artifact_without_a_store_is_named():

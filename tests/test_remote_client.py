@@ -359,15 +359,15 @@ def test_retry_after_as_a_date():
 
 
 def test_no_secret_and_no_content_of_a_file_stands_in_an_error_or_a_result():
-    text = f"key sk-provider, token server-token, data:image/png;base64,{'QUJD' * 30} and so on"
+    text = f"key sk-provider, token server-token, my-token-1, data:image/png;base64,{'QUJD' * 30} and so on"
     answer = SimpleNamespace(status_code=400, body={"error": {"message": text}}, headers={})
     given: dict[str, Any] = {"server_base_url": "http://h:1", "model": "m"}
-    given["headers"] = {"Authorization": "Bearer server-token"}
+    given["headers"] = {"X-My-Token": "my-token-1", "Authorization": "Bearer server-token"}
     client = RemoteAbstractCoreLLMClient(**given, request_sender=Sender(answer))
     with pytest.raises(LLMError) as caught:
         client.generate(prompt="hi", params={"api_key": "sk-provider"})
     assert str(caught.value).endswith(
-        "key [redacted], token [redacted], data:image/png;base64,[120 characters] and so on"
+        "key [redacted], token [redacted], [redacted], data:image/png;base64,[120 characters] and so on"
     )
     client = RemoteAbstractCoreLLMClient(**given, request_sender=Sender(reply("it is sk-provider")))
     assert client.generate(prompt="hi", params={"api_key": "sk-provider"})["content"] == "it is [redacted]"
@@ -394,11 +394,18 @@ def test_the_root_of_a_server(url, root):
     assert server_root(url) == root
 
 
-@pytest.mark.parametrize("url", ["", "h:8", "ftp://h", "http://", "http://u:secret@h", "http://h?x=1", "http://[::1"])
+@pytest.mark.parametrize(
+    "url", ["", "h:8", "ftp://h", "http://", "http://u:secret@h", "http://h?x=1", "http://[::1", "http://h:x"]
+)
 def test_what_is_no_address_of_a_server(url):
     with pytest.raises(ValueError, match="server_base_url") as caught:
         server_root(url)
     assert "secret" not in str(caught.value)
+
+
+def test_an_address_that_no_request_could_go_to_is_told_at_once():
+    with pytest.raises(ValueError, match="server_base_url"):
+        RemoteAbstractCoreLLMClient(server_base_url="http://a\x01b", model="m")
 
 
 @pytest.mark.parametrize("timeout_s", ["5", float("nan"), True])

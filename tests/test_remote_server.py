@@ -156,10 +156,14 @@ async def test_what_the_server_itself_refuses(core, upstream):
     assert (error.kind, error.retryable, error.status) == ("invalid_request", False, 422)
 
 
-async def test_a_cancel_reaches_the_model_behind_the_server(core, upstream):
-    upstream.script.append({"hold": True})
+@pytest.mark.parametrize(
+    ("reply", "on_delta"), [({"hold": True}, None), ({"chunks": ["x "], "endless": True, "pause": 0.01}, id)]
+)
+async def test_a_cancel_reaches_the_model_behind_the_server(core, upstream, reply, on_delta):
+    upstream.script.append(reply)
     client = core.client()
-    task = asyncio.create_task(client.agenerate(prompt="hi", params={"base_url": upstream.openai_url}))
+    params = {"base_url": upstream.openai_url}
+    task = asyncio.create_task(client.agenerate(prompt="hi", params=params, on_delta=on_delta))
     await upstream.until(lambda s: len(s.asked) == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

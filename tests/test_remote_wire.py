@@ -126,11 +126,12 @@ async def test_a_fault_on_the_wire_is_told_and_not_tried_again(server, reply, ki
     await client.aclose()
 
 
-async def test_a_server_that_is_not_there(server):
-    client = RemoteAbstractCoreLLMClient(server_base_url="http://127.0.0.1:1", model="m")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "https://127.0.0.1:1"])
+async def test_a_server_that_is_not_there(url):
+    client = RemoteAbstractCoreLLMClient(server_base_url=url, model="m")
     error = await failure(client)
     assert (error.kind, error.retryable) == ("connection", True)
-    assert "http://127.0.0.1:1" in str(error)
+    assert url in str(error)
     await client.aclose()
 
 

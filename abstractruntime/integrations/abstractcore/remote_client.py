@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,6 @@ from .remote_failures import clean, failure_of, parsed
 from .remote_media import RemoteMedia
 from .remote_reply import Stream, result_of
 from .remote_request import (
-    PROVIDER_KEY_HEADER,
     chat_body,
     chat_messages,
     headers_of,
@@ -31,8 +31,8 @@ from .remote_residency import residency
 from .remote_transport import HttpTransport, SenderTransport, Transport
 
 CHAT = "/v1/chat/completions"
-#: headers that carry a secret
-_SECRET_HEADERS = {"authorization", "proxy-authorization", "x-api-key", "cookie", PROVIDER_KEY_HEADER.lower()}
+#: what the name of a header that carries a secret has in it
+_SECRET = re.compile(r"auth|cookie|key|secret|token|password", re.IGNORECASE)
 
 
 class RemoteAbstractCoreLLMClient:
@@ -244,7 +244,7 @@ class RemoteAbstractCoreLLMClient:
 
     def _secrets(self, params: Mapping[str, Any]) -> list[str]:
         """The texts that must not leave: in no result and no error."""
-        own = [value for name, value in self._headers.items() if name.lower() in _SECRET_HEADERS]
+        own = [value for name, value in self._headers.items() if _SECRET.search(name)]
         bare = [value.partition(" ")[2] for value in own if " " in value]
         given = [provider_key(params)]
         return [text for text in (*own, *bare, *given) if text and len(text) >= 4]

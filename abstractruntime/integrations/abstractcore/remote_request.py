@@ -45,7 +45,13 @@ def server_root(url: str) -> str:
     root = str(url).strip().rstrip("/").removesuffix("/v1").rstrip("/")
     try:
         parts = urlsplit(root)
-        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+        usable = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+            and not parts.query
+            and not parts.fragment
+        )
         named = parts.username is not None or parts.password is not None
     except ValueError as error:
         raise ValueError(f"server_base_url is no address: {error}") from error
