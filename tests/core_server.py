@@ -47,8 +47,12 @@ class CoreServer:
         self.process.wait()
         self._home.cleanup()
 
-    def client(self, **given: Any) -> RemoteAbstractCoreLLMClient:
-        """A client of it, as a host builds one."""
+    @property
+    def address(self) -> dict[str, Any]:
+        """How a host reaches it: the arguments of a client or a runtime."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        facts = {"server_base_url": self.url, "model": "openai-compatible/qwen3-4b", "headers": headers}
-        return RemoteAbstractCoreLLMClient(**{**facts, **given})
+        return {"server_base_url": self.url, "model": "openai-compatible/qwen3-4b", "headers": headers}
+
+    def client(self, **given: Any) -> RemoteAbstractCoreLLMClient:
+        """A client of it."""
+        return RemoteAbstractCoreLLMClient(**{**self.address, **given})

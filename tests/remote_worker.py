@@ -12,20 +12,16 @@ import sys
 from typing import Any
 
 from abstractruntime import (
-    AsyncRuntime,
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
     Effect,
-    EffectCall,
-    EffectOutcome,
     EffectType,
     RunState,
     SqliteDatabase,
     StepPlan,
     WorkflowSpec,
 )
-from abstractruntime.integrations.abstractcore.protocols import LLMError
-from abstractruntime.integrations.abstractcore.remote_client import RemoteAbstractCoreLLMClient
+from abstractruntime.integrations.abstractcore import create_async_remote_runtime
 
 from .core_server import TOKEN
 
@@ -43,33 +39,18 @@ def end(run: RunState, ctx: Any) -> StepPlan:
 WORKFLOW: WorkflowSpec[Any] = WorkflowSpec("remote", "ask", {"ask": ask, "end": end})
 
 
-def handlers(client: RemoteAbstractCoreLLMClient) -> dict[str, Any]:
-    """The least handler of LLM_CALL."""
-
-    async def llm_call(call: EffectCall) -> EffectOutcome:
-        params = {**call.payload.get("params", {}), "trace_metadata": {"run_id": call.run.run_id, "key": call.key}}
-        given = {key: call.payload[key] for key in ("prompt", "messages", "tools", "media") if key in call.payload}
-        try:
-            result = await client.agenerate(**{"prompt": "", **given}, params=params, cancelled=call.cancelled)
-        except LLMError as error:
-            return EffectOutcome.failed(str(error), retryable=error.retryable, retry_after=error.retry_after)
-        return EffectOutcome.completed(result)
-
-    return {EffectType.LLM_CALL: llm_call}
-
-
 async def main(database: str, server: str, upstream: str) -> None:
     db = SqliteDatabase(database)
-    client = RemoteAbstractCoreLLMClient(
-        server_base_url=server, model="openai-compatible/qwen3-4b", headers={"Authorization": f"Bearer {TOKEN}"}
-    )
-    async with AsyncRuntime(
-        run_store=AsyncSqliteRunStore(db), ledger_store=AsyncSqliteLedgerStore(db), effect_handlers=handlers(client)
+    async with create_async_remote_runtime(
+        server_base_url=server,
+        model="openai-compatible/qwen3-4b",
+        headers={"Authorization": f"Bearer {TOKEN}"},
+        run_store=AsyncSqliteRunStore(db),
+        ledger_store=AsyncSqliteLedgerStore(db),
     ) as runtime:
         call = {"prompt": "Are you there?", "params": {"base_url": upstream}}
         await runtime.start(workflow=WORKFLOW, run_id=RUN, vars={"call": call})
         run = await runtime.tick(workflow=WORKFLOW, run_id=RUN)
-    await client.aclose()
     print(json.dumps(run.output), flush=True)
 
 

@@ -7,11 +7,17 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from abstractruntime.core import portal
 from abstractruntime.core.outcomes import CancelSignal
-from abstractruntime.integrations.abstractcore.protocols import AbstractCoreLLMClient, AsyncLLMClient, LLMError
+from abstractruntime.integrations.abstractcore.protocols import (
+    AbstractCoreControlClient,
+    AbstractCoreLLMClient,
+    AsyncLLMClient,
+    LLMError,
+)
 from abstractruntime.integrations.abstractcore.remote_client import RemoteAbstractCoreLLMClient
 from abstractruntime.integrations.abstractcore.remote_failures import failure_of
 from abstractruntime.integrations.abstractcore.remote_request import server_root
@@ -172,7 +178,7 @@ def test_system_prompt_messages_and_prompt_are_one_conversation():
         {"role": "tool", "content": "3", "tool_call_id": "c1"},
     ]
     sent = asked(system_prompt="Be brief.", messages=messages, prompt="and?").body["messages"]
-    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     assert sent == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "add"},
@@ -184,8 +190,8 @@ def test_system_prompt_messages_and_prompt_are_one_conversation():
 
 def test_an_optional_parameter_of_a_tool_stays_optional():
     body = asked({"tool_choice": "auto"}, tools=[TOOL]).body
-    properties = body["tools"][0]["function"]["parameters"]["properties"]
-    assert properties == {"a": {"type": "integer"}, "b": {"type": "integer", "default": None}}
+    properties = {"a": {"type": "integer"}, "b": {"type": "integer", "default": None}}
+    assert body["tools"] == [{"name": "add", "parameters": properties}]
     assert body["tool_choice"] == "auto"
     assert "default" not in json.dumps(TOOL)
 
@@ -266,6 +272,12 @@ def test_arguments_that_cannot_be_read_are_never_taken_for_none(arguments):
     assert (caught.value.kind, caught.value.retryable) == ("malformed", True)
 
 
+def test_a_call_that_was_cut_off_in_its_arguments_is_left_to_the_handler():
+    call = {"id": "c1", "function": {"name": "add", "arguments": '{"a": 1'}}
+    result = answered(reply(None, message={"tool_calls": [call]}, finish_reason="length"))
+    assert (result["tool_calls"], result["metadata"]["malformed_tool_calls"][0]["name"]) == (None, "add")
+
+
 def test_usage_that_the_server_does_not_know_is_none():
     nothing = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     assert answered(reply(usage=nothing))["usage"] is None
@@ -305,9 +317,9 @@ def test_an_answer_cut_off_before_its_first_word_is_left_to_the_handler():
         (403, "forbidden", "auth", False, 403),
         (404, "gone", "not_found", False, 404),
         (408, "slow", "timeout", True, 408),
-        (409, "busy", "invalid_request", True, 409),
+        (409, "busy", "server", True, 409),
         (422, "validation", "invalid_request", False, 422),
-        (425, "early", "invalid_request", True, 425),
+        (425, "early", "server", True, 425),
         (429, "too many", "rate_limit", True, 429),
         (500, "oops", "server", True, 500),
         (503, "down", "server", True, 503),
@@ -334,7 +346,7 @@ def test_any_body_of_a_failure_makes_an_error(body):
 
 @pytest.mark.parametrize(
     ("given", "seconds"),
-    [("2", 2.0), ("0.5", 0.5), ("-1", 0.0), ("nan", None), ("soon", None), ("1e99", 86_400.0), ("", None)],
+    [("2", 2.0), ("0", 0.0), ("-1", None), ("nan", None), ("soon", None), ("9" * 99, 86_400.0), ("", None)],
 )
 def test_retry_after_in_seconds(given, seconds):
     assert refused(429, "slow", {"Retry-After": given}).retry_after == seconds
@@ -347,14 +359,16 @@ def test_retry_after_as_a_date():
 
 
 def test_no_secret_and_no_content_of_a_file_stands_in_an_error_or_a_result():
-    text = "key sk-provider, token server-token, data:image/png;base64,QUJD and so on"
+    text = f"key sk-provider, token server-token, my-token-1, data:image/png;base64,{'QUJD' * 30} and so on"
     answer = SimpleNamespace(status_code=400, body={"error": {"message": text}}, headers={})
     given: dict[str, Any] = {"server_base_url": "http://h:1", "model": "m"}
-    given["headers"] = {"Authorization": "Bearer server-token"}
+    given["headers"] = {"X-My-Token": "my-token-1", "Authorization": "Bearer server-token"}
     client = RemoteAbstractCoreLLMClient(**given, request_sender=Sender(answer))
     with pytest.raises(LLMError) as caught:
         client.generate(prompt="hi", params={"api_key": "sk-provider"})
-    assert str(caught.value).endswith("key [redacted], token [redacted], data:[removed] and so on")
+    assert str(caught.value).endswith(
+        "key [redacted], token [redacted], [redacted], data:image/png;base64,[120 characters] and so on"
+    )
     client = RemoteAbstractCoreLLMClient(**given, request_sender=Sender(reply("it is sk-provider")))
     assert client.generate(prompt="hi", params={"api_key": "sk-provider"})["content"] == "it is [redacted]"
 
@@ -380,11 +394,18 @@ def test_the_root_of_a_server(url, root):
     assert server_root(url) == root
 
 
-@pytest.mark.parametrize("url", ["", "h:8", "ftp://h", "http://", "http://u:secret@h", "http://h?x=1", "http://[::1"])
+@pytest.mark.parametrize(
+    "url", ["", "h:8", "ftp://h", "http://", "http://u:secret@h", "http://h?x=1", "http://[::1", "http://h:x"]
+)
 def test_what_is_no_address_of_a_server(url):
     with pytest.raises(ValueError, match="server_base_url") as caught:
         server_root(url)
     assert "secret" not in str(caught.value)
+
+
+def test_an_address_that_no_request_could_go_to_is_told_at_once():
+    with pytest.raises(ValueError, match="server_base_url"):
+        RemoteAbstractCoreLLMClient(server_base_url="http://a\x01b", model="m")
 
 
 @pytest.mark.parametrize("timeout_s", ["5", float("nan"), True])
@@ -395,7 +416,7 @@ def test_a_timeout_that_is_no_number_is_refused(timeout_s):
 
 async def test_a_sender_may_be_async_and_a_sync_one_does_not_block_the_loop(blockbuster):
     class Async(Sender):
-        async def post(self, url: str, **given: Any) -> Any:  # type: ignore[override]
+        async def post(self, url: str, **given: Any) -> Any:
             await asyncio.sleep(0)
             return super().post(url, **given)
 
@@ -403,6 +424,48 @@ async def test_a_sender_may_be_async_and_a_sync_one_does_not_block_the_loop(bloc
         client = RemoteAbstractCoreLLMClient(server_base_url="http://h", model="m", request_sender=sender)
         assert (await client.agenerate(prompt="hi"))["content"] == "hello"
         await client.aclose()
+
+
+async def test_a_client_of_httpx_is_a_sender():
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {"X-Trace-Id": "t1", "Retry-After": "3"}
+        if request.url.path.endswith("/loaded"):
+            return httpx.Response(200, json={"models": [], "asked": str(request.url.query, "ascii")})
+        said = json.loads(request.content)["messages"][-1]["content"]
+        return httpx.Response(429 if said == "busy" else 200, json=reply(said), headers=headers)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as sender:
+        client = RemoteAbstractCoreLLMClient(server_base_url="http://h", model="m", request_sender=sender)
+        result = await client.agenerate(prompt="hi")
+        assert (result["content"], result["trace_id"]) == ("hi", "t1")
+        with pytest.raises(LLMError) as caught:
+            await client.agenerate(prompt="busy")
+        assert (caught.value.kind, caught.value.retry_after) == ("rate_limit", 3.0)
+        listed = await client.aresidency("list", {"task": "tts", "provider": "a b", "provider_api_key": "sk-12345"})
+        assert listed == {"models": [], "asked": "task=tts&provider=a+b"}
+
+
+def test_the_documented_methods_of_residency_block():
+    class Answers(Sender):
+        def get(self, url: str, *, headers: dict[str, str], timeout: float | None) -> Any:
+            return {"ok": True, "url": url}
+
+    sender = Answers({"ok": True})
+    client = RemoteAbstractCoreLLMClient(server_base_url="http://h", model="m", request_sender=sender)
+    assert isinstance(client, AbstractCoreControlClient)
+    assert client.list_model_residency() == {"ok": True, "url": "http://h/acore/models/loaded"}
+    given = {"provider": "p", "model": "m", "provider_api_key": "sk-12345", "task": "tts", "pin": True}
+    for method in (
+        client.load_model_residency,
+        client.unload_model_residency,
+        client.lock_model_residency,
+        client.unlock_model_residency,
+    ):
+        assert method(**given)["ok"] is True
+    assert [sent.url.rpartition("/")[2] for sent in sender.sent] == ["load", "unload", "lock", "unlock"]
+    assert sender.sent[0].json == {"task": "tts", "provider": "p", "model": "m", "pin": True}
+    assert sender.sent[2].json == {"provider": "p", "model": "m"}
+    assert {sent.headers["X-AbstractCore-Provider-API-Key"] for sent in sender.sent} == {"sk-12345"}
 
 
 async def test_a_call_that_was_cancelled_before_it_began_is_not_made():

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from abstractruntime import (
-    AsyncRuntime,
     AsyncSqliteLedgerStore,
     AsyncSqliteRunStore,
     Effect,
@@ -21,8 +20,6 @@ from abstractruntime import (
     EffectOutcome,
     EffectType,
     InMemoryArtifactStore,
-    InMemoryLedgerStore,
-    InMemoryRunStore,
     RetryPolicy,
     RunState,
     RunStatus,
@@ -32,12 +29,11 @@ from abstractruntime import (
     WorkflowSpec,
     get_artifact_id,
 )
+from abstractruntime.integrations.abstractcore import create_async_hybrid_runtime, create_async_remote_runtime
 from abstractruntime.integrations.abstractcore.protocols import LLMError
-from abstractruntime.integrations.abstractcore.remote_client import RemoteAbstractCoreLLMClient
-from abstractruntime.integrations.abstractcore.residency import make_model_residency_handler
 
 from .core_server import CoreServer
-from .remote_worker import RUN, WORKFLOW, handlers
+from .remote_worker import RUN, WORKFLOW
 from .scripted_servers import PIXEL, SOUND, ScriptedServer
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +70,7 @@ async def failure(core: CoreServer, upstream: ScriptedServer, params: dict[str, 
 
 async def test_a_call_reaches_the_model_with_all_that_it_asks_for(core, upstream):
     client = core.client()
-    params = {"base_url": upstream.openai_url, "max_output_tokens": 77, "temperature": 0.1, "seed": 7, "stop": "END"}
+    params = {"base_url": upstream.openai_url, "max_output_tokens": 77, "temperature": 0.1, "seed": 7}
     params |= {"trace_metadata": {"run_id": "r1", "node_id": "ask"}, "provider_api_key": "sk-upstream"}
     result = await client.agenerate(prompt="hi", system_prompt="Be brief.", params=params)
     await client.aclose()
@@ -83,11 +79,10 @@ async def test_a_call_reaches_the_model_with_all_that_it_asks_for(core, upstream
     assert result["model"] == "openai-compatible/qwen3-4b"
     assert result["trace_id"]
     seen = upstream.asked[0]
-    assert {key: seen.json[key] for key in ("max_tokens", "temperature", "seed", "stop")} == {
+    assert {key: seen.json[key] for key in ("max_tokens", "temperature", "seed")} == {
         "max_tokens": 77,
         "temperature": 0.1,
         "seed": 7,
-        "stop": ["END"],
     }
     assert [message["content"] for message in seen.json["messages"]] == ["Be brief.", "hi"]
     assert seen.headers["authorization"] == "Bearer sk-upstream"
@@ -140,7 +135,6 @@ async def test_a_streamed_answer(core, upstream):
         ([{"status": 401}], "auth", False, 401),
         ([{"status": 400}], "invalid_request", False, 400),
         ([{"drop": True}] * 3, "server", True, 500),
-        ([{"content": ""}] * 3, "empty", True, 500),
     ],
 )
 async def test_a_failure_behind_the_server_is_told_by_its_own_status(core, upstream, replies, kind, retryable, status):
@@ -162,10 +156,14 @@ async def test_what_the_server_itself_refuses(core, upstream):
     assert (error.kind, error.retryable, error.status) == ("invalid_request", False, 422)
 
 
-async def test_a_cancel_reaches_the_model_behind_the_server(core, upstream):
-    upstream.script.append({"hold": True})
+@pytest.mark.parametrize(
+    ("reply", "on_delta"), [({"hold": True}, None), ({"chunks": ["x "], "endless": True, "pause": 0.01}, id)]
+)
+async def test_a_cancel_reaches_the_model_behind_the_server(core, upstream, reply, on_delta):
+    upstream.script.append(reply)
     client = core.client()
-    task = asyncio.create_task(client.agenerate(prompt="hi", params={"base_url": upstream.openai_url}))
+    params = {"base_url": upstream.openai_url}
+    task = asyncio.create_task(client.agenerate(prompt="hi", params=params, on_delta=on_delta))
     await upstream.until(lambda s: len(s.asked) == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -176,9 +174,7 @@ async def test_a_cancel_reaches_the_model_behind_the_server(core, upstream):
 
 async def test_cancelling_the_run_cancels_its_call(core, upstream):
     upstream.script.append({"hold": True})
-    client = core.client()
-    stores = {"run_store": InMemoryRunStore(), "ledger_store": InMemoryLedgerStore()}
-    async with AsyncRuntime(**stores, effect_handlers=handlers(client)) as runtime:
+    async with create_async_remote_runtime(**core.address) as runtime:
         call = {"prompt": "hi", "params": {"base_url": upstream.openai_url}}
         run_id = await runtime.start(workflow=WORKFLOW, vars={"call": call})
         task = asyncio.create_task(runtime.tick(workflow=WORKFLOW, run_id=run_id))
@@ -186,7 +182,6 @@ async def test_cancelling_the_run_cancels_its_call(core, upstream):
         await runtime.cancel_run(run_id)
         assert (await task).status is RunStatus.CANCELLED
         await upstream.until(lambda s: s.aborted == 1)
-    await client.aclose()
 
 
 def react(run: RunState, ctx: Any) -> StepPlan:
@@ -226,18 +221,18 @@ async def add(call: EffectCall) -> EffectOutcome:
 async def test_hybrid_the_model_is_there_and_the_tools_are_here(core, upstream, tmp_path):
     upstream.script.append({"tool_calls": [{"name": "add", "arguments": {"a": 1, "b": 2}}]})
     spec: WorkflowSpec[Any] = WorkflowSpec("hybrid", "react", {"react": react, "tools": tools, "note": note})
-    client, db = core.client(), SqliteDatabase(tmp_path / "runs.db")
-    async with AsyncRuntime(
+    db = SqliteDatabase(tmp_path / "runs.db")
+    async with create_async_hybrid_runtime(
+        **core.address,
         run_store=AsyncSqliteRunStore(db),
         ledger_store=AsyncSqliteLedgerStore(db),
-        effect_handlers={**handlers(client), EffectType.TOOL_CALLS: add},
+        extra_effect_handlers={EffectType.TOOL_CALLS: add},
         secrets={"upstream": "sk-upstream-12345"},
     ) as runtime:
         params = {"base_url": upstream.openai_url, "api_key": {"$secret": "upstream"}}
         question = {"messages": [{"role": "user", "content": "What is 1 + 2?"}], "params": params}
         run_id = await runtime.start(workflow=spec, vars=question)
         run = await runtime.tick(workflow=spec, run_id=run_id)
-    await client.aclose()
     assert (run.status, run.output) == (RunStatus.COMPLETED, {"said": "echo: 3"})
     assert [seen.headers["authorization"] for seen in upstream.asked] == ["Bearer sk-upstream-12345"] * 2
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -269,13 +264,12 @@ def test_a_process_killed_in_a_call_leaves_no_request_behind_and_the_run_goes_on
 
 async def test_one_layer_retries_three_attempts_are_three_requests():
     with ScriptedServer([{"status": 429, "headers": {"Retry-After": "0"}}, {"status": 503}, "done"]) as server:
-        client = RemoteAbstractCoreLLMClient(server_base_url=server.url, model="qwen3-4b")
-        stores = {"run_store": InMemoryRunStore(), "ledger_store": InMemoryLedgerStore()}
         policy = RetryPolicy(llm_max_attempts=3, backoff_base=0.0)
-        async with AsyncRuntime(**stores, effect_handlers=handlers(client), effect_policy=policy) as runtime:
+        async with create_async_remote_runtime(
+            server_base_url=server.url, model="qwen3-4b", effect_policy=policy
+        ) as runtime:
             run_id = await runtime.start(workflow=WORKFLOW, vars={"call": {"prompt": "hi"}})
             run = await runtime.tick(workflow=WORKFLOW, run_id=run_id)
-        await client.aclose()
         assert (run.output, len(server.asked)) == ({"said": "done"}, 3)
 
 
@@ -309,10 +303,8 @@ async def test_a_document_in_an_artifact_reaches_the_model(core, upstream):
     assert "xyzzy" in result["content"]
 
 
-async def residency(core: CoreServer, **payload: Any) -> EffectOutcome:
-    client = core.client()
-    stores = {"run_store": InMemoryRunStore(), "ledger_store": InMemoryLedgerStore()}
-    handler = make_model_residency_handler(control=client)
+async def residency(core: CoreServer, **payload: Any) -> RunState:
+    """The run of one MODEL_RESIDENCY; its output is the result."""
 
     def node(run: RunState, ctx: Any) -> StepPlan:
         return StepPlan("node", Effect(EffectType.MODEL_RESIDENCY, payload, "told"), "end")
@@ -321,48 +313,51 @@ async def residency(core: CoreServer, **payload: Any) -> EffectOutcome:
         return StepPlan("end", complete_output=run.vars["told"])
 
     spec: WorkflowSpec[Any] = WorkflowSpec("residency", "node", {"node": node, "end": end})
-    async with AsyncRuntime(**stores, effect_handlers={EffectType.MODEL_RESIDENCY: handler}) as runtime:
-        run = await runtime.tick(workflow=spec, run_id=await runtime.start(workflow=spec))
-    await client.aclose()
-    failed = run.status is RunStatus.FAILED
-    return EffectOutcome.failed(str(run.error)) if failed else EffectOutcome.completed(run.output)
+    async with create_async_remote_runtime(**core.address) as runtime:
+        return await runtime.tick(workflow=spec, run_id=await runtime.start(workflow=spec))
+
+
+async def told(core: CoreServer, **payload: Any) -> dict[str, Any]:
+    run = await residency(core, **payload)
+    assert run.status is RunStatus.COMPLETED
+    output: dict[str, Any] = run.output or {}
+    return output
 
 
 async def test_models_are_loaded_locked_and_unloaded_on_the_server(core, upstream):
     model = {"task": "text", "provider": "ollama", "model": "qwen3:4b", "base_url": upstream.url}
-    loaded = (await residency(core, operation="warm", **model)).result
+    loaded = await told(core, operation="warm", **model)
     assert (loaded["ok"], loaded["operation"], loaded["loaded_new"]) == (True, "load", True)
     which = {"runtime_id": loaded["runtime"]["runtime_id"]}
     assert [name for name in upstream.resident] == ["qwen3:4b"]
 
-    listed = (await residency(core)).result
+    listed = await told(core)
     assert which["runtime_id"] in [found["runtime_id"] for found in listed["models"]]
     assert listed["affected_models"] == listed["models"]
 
-    assert (await residency(core, operation="lock", **which)).result["ok"]
-    refused = (await residency(core, operation="unload", **which)).result
+    assert (await told(core, operation="lock", **which))["ok"]
+    refused = await told(core, operation="unload", **which)
     assert (refused["ok"], refused["error"], refused["degraded"]) == (False, "model_locked", True)
     failed = await residency(core, operation="unload", required=True, **which)
-    assert (failed.status, "model_locked" in str(failed.error)) == ("failed", True)
+    assert (failed.status, "model_locked" in str(failed.error)) == (RunStatus.FAILED, True)
 
-    assert (await residency(core, operation="unlock", **which)).result["ok"]
-    unloaded = (await residency(core, operation="evict", **which)).result
+    assert (await told(core, operation="unlock", **which))["ok"]
+    unloaded = await told(core, operation="evict", **which)
     assert (unloaded["ok"], unloaded["unloaded"], list(upstream.resident)) == (True, True, [])
 
 
 async def test_what_the_server_does_not_have_is_soft_unless_required(core, upstream):
     gone = {"operation": "unload", "runtime_id": "0" * 16}
-    soft = (await residency(core, **gone)).result
+    soft = await told(core, **gone)
     assert (soft["ok"], soft["unloaded"], len(soft["warnings"])) == (True, False, 1)
-    assert (await residency(core, **gone, required="true")).status == "failed"
+    assert (await residency(core, **gone, required="true")).status is RunStatus.FAILED
 
     unknown = {"operation": "load", "task": "llm", "provider": "ollama", "model": "nope", "base_url": upstream.url}
-    soft = (await residency(core, **unknown)).result
+    soft = await told(core, **unknown)
     assert (soft["ok"], soft["status_hint"], "not found" in soft["error"]) == (False, "warning", True)
-    assert (await residency(core, **unknown, required=True)).status == "failed"
+    assert (await residency(core, **unknown, required=True)).status is RunStatus.FAILED
 
     lock = {"operation": "lock", "provider": "ollama", "model": "qwen3:4b", "base_url": upstream.url}
-    assert (await residency(core, **lock)).result["error"] == "model_not_resident"
-    assert (await residency(core, operation="load", task="image_generation", **{"provider": "x", "model": "y"})).result[
-        "ok"
-    ] is False
+    assert (await told(core, **lock))["error"] == "model_not_resident"
+    other = {"operation": "load", "task": "image_generation", "provider": "x", "model": "y"}
+    assert (await told(core, **other))["ok"] is False

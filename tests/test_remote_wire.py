@@ -6,6 +6,7 @@ The scripted model server speaks the same protocol here, so its faults reach the
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,12 +126,30 @@ async def test_a_fault_on_the_wire_is_told_and_not_tried_again(server, reply, ki
     await client.aclose()
 
 
-async def test_a_server_that_is_not_there(server):
-    client = RemoteAbstractCoreLLMClient(server_base_url="http://127.0.0.1:1", model="m")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "https://127.0.0.1:1"])
+async def test_a_server_that_is_not_there(url):
+    client = RemoteAbstractCoreLLMClient(server_base_url=url, model="m")
     error = await failure(client)
     assert (error.kind, error.retryable) == ("connection", True)
-    assert "http://127.0.0.1:1" in str(error)
+    assert url in str(error)
     await client.aclose()
+
+
+async def test_nothing_secret_is_logged(server, caplog):
+    caplog.set_level(logging.DEBUG)
+    server.script.extend([{"status": 401}, "fine"])
+    client = client_of(server, headers={"Authorization": "Bearer server-token"})
+    call: dict[str, Any] = {
+        "media": {"content": "QUJDREVGR0hJ", "mime_type": "image/png"},
+        "params": {"api_key": "sk-provider"},
+    }
+    await failure(client, **call)
+    await client.agenerate(prompt="hi", **call)
+    await client.aclose()
+    assert server.asked[0].headers["authorization"] == "Bearer server-token"
+    assert caplog.text
+    for secret in ("server-token", "sk-provider", "base64", "QUJDREVGR0hJ"):
+        assert secret not in caplog.text
 
 
 async def test_an_answer_larger_than_any_is_refused(server, monkeypatch):

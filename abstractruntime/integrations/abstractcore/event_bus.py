@@ -27,7 +27,8 @@ def attach_global_event_bus_bridge(
     """Emit every record that `runtime` makes durable from now on, of one run or of all. Returns an unsubscribe.
 
     `runtime` is a Runtime or an AsyncRuntime. Listeners run where the record is made, before the call that made it goes
-    on, so they must be quick; AbstractCore prints what they raise. Raises ImportError without AbstractCore.
+    on, so they must be quick; AbstractCore prints what they raise. Its async listeners (`on_async`) hear nothing of
+    steps. Raises ImportError without AbstractCore.
 
     >>> from abstractcore.events import EventType, GlobalEventBus  # doctest: +SKIP
     >>> GlobalEventBus.on(EventType.WORKFLOW_STEP_FAILED, lambda event: print(event.data["error"]))  # doctest: +SKIP

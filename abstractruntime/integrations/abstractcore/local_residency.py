@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableSet
 from typing import Any
 
-from .media_outputs import plain
+from .normalising import plain
 
 TEXT = "text_generation"
 _STATES = {

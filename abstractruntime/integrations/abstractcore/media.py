@@ -31,6 +31,8 @@ from ...core.errors import InvalidId
 from .protocols import LLMError
 
 UNKNOWN_TYPE = "application/octet-stream"
+#: bytes of one item
+LARGEST = 100 * 2**20
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -119,6 +121,8 @@ def _read_artifact(item: Mapping[str, Any], store: Any) -> Medium:
     if store is None:
         raise _refused(f"media names the artifact {identity!r}, and there is no artifact store to read it from.")
     try:
+        known = store.get_metadata(identity)
+        _check_size(str(identity), 0 if known is None else known.size_bytes)
         artifact = store.load(identity)
     except InvalidId as error:
         raise _refused(f"media: {error}") from error
@@ -131,8 +135,12 @@ def _read_artifact(item: Mapping[str, Any], store: Any) -> Medium:
 
 def _read_path(path: Path, item: Mapping[str, Any]) -> Medium:
     try:
-        data = path.expanduser().read_bytes()
-    except (OSError, ValueError) as error:
+        place = path.expanduser()
+        if place.exists() and not place.is_file():  # a pipe would never end
+            raise _refused(f"media: {str(path)!r:.300} is no file.")
+        _check_size(str(path), place.stat().st_size)
+        data = place.read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a home that nobody has
         raise _refused(f"media: {str(path)!r:.300} cannot be read ({error}).") from error
     return Medium(name=_safe_name(path.name), content_type=_type_of(item) or _guessed(path.name), data=data)
 
@@ -157,6 +165,11 @@ def _check_supported(item: Any) -> None:
     kind = _type_of(facts) or _guessed(str(facts.get("path") or facts.get("file_path") or ""))
     if kind.startswith("image/") and importlib.util.find_spec("PIL") is None:
         raise _refused('Pictures need Pillow, which is not installed: pip install "abstractruntime[multimodal]"')
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > LARGEST:
+        raise _refused(f"media: {name!r:.300} has {size} bytes, more than the {LARGEST} that a call may carry.")
 
 
 def _type_of(item: Mapping[str, Any]) -> str | None:

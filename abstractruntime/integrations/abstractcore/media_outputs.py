@@ -5,13 +5,13 @@ Binary data never reaches a run or its ledger: without an artifact store the cal
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
 
 from ...storage.artifacts import artifact_ref
+from .normalising import plain
 from .protocols import LLMError
 
 #: of what an artifact is told where it comes from
@@ -48,7 +48,7 @@ def made_by_core(response: Any) -> list[Made]:
             backend_id=item.backend_id,
             provider=item.provider,
             model=item.model,
-            metadata=plain(item.metadata or {}),
+            metadata=without_contents(item.metadata or {}),
         )
         for modality, items in (response.outputs or {}).items()
         for item in items
@@ -74,11 +74,11 @@ def kept(
     """
     things = list(made)
     outputs: dict[str, list[dict[str, Any]]] = {}
-    errors = plain([_facts(issue) for issue in getattr(response, "errors", None) or ()])
+    errors = without_contents([_facts(issue) for issue in getattr(response, "errors", None) or ()])
     for thing in things:
         if thing.data:
             outputs.setdefault(thing.modality, []).append(_stored(thing, store, trace or {}))
-    resources = plain(
+    resources = without_contents(
         {name: [_facts(item) for item in items] for name, items in (getattr(response, "resources", None) or {}).items()}
     )
     if not outputs and not resources:
@@ -93,7 +93,7 @@ def kept(
         "text": said or None,
         "outputs": outputs,
         "resources": resources,
-        "warnings": plain([_facts(issue) for issue in getattr(response, "warnings", None) or ()]),
+        "warnings": without_contents([_facts(issue) for issue in getattr(response, "warnings", None) or ()]),
         "errors": errors,
         "usage": said.get("usage"),
         "provider": (first and first.provider) or runtime_provider,
@@ -103,7 +103,7 @@ def kept(
         "media_provider": first and first.provider,
         "media_model": first and first.model,
         "finish_reason": said.get("finish_reason") or "stop",
-        "metadata": plain(getattr(response, "metadata", None) or {}),
+        "metadata": without_contents(getattr(response, "metadata", None) or {}),
         "trace_id": said.get("trace_id"),
         "gen_time": gen_time,
     }
@@ -146,26 +146,21 @@ def _stored(thing: Made, store: Any, trace: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON can carry it: without bytes, contents in base64 and objects, which are left out.
+def without_contents(value: Any) -> Any:
+    """`value` as JSON can carry it: without bytes, and without contents in base64.
 
-    >>> plain({"seed": 7, "image": b"...", "size": (1, 2)})
+    >>> without_contents({"seed": 7, "image": b"...", "b64_json": "iVBO", "size": (1, 2)})
     {'seed': 7, 'size': [1, 2]}
     """
     if isinstance(value, Mapping):
-        items = ((str(key), plain(item)) for key, item in value.items() if _keeps(key, item))
-        return {key: item for key, item in items if item is not None}
+        return {str(key): without_contents(item) for key, item in value.items() if not _is_content(key, item)}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value if not isinstance(item, bytes | bytearray)]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | bool) else None
+        return [without_contents(item) for item in value if not isinstance(item, bytes | bytearray)]
+    return plain(value)
 
 
-def _keeps(key: Any, item: Any) -> bool:
-    if isinstance(item, bytes | bytearray):
-        return False
-    return not (isinstance(item, str) and (item.startswith("data:") or str(key).startswith("b64")))
+def _is_content(key: Any, item: Any) -> bool:
+    return isinstance(item, bytes | bytearray) or (isinstance(item, str) and str(key).startswith("b64"))
 
 
 def _facts(thing: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,6 @@ from .remote_failures import clean, failure_of, parsed
 from .remote_media import RemoteMedia
 from .remote_reply import Stream, result_of
 from .remote_request import (
-    PROVIDER_KEY_HEADER,
     chat_body,
     chat_messages,
     headers_of,
@@ -31,8 +31,8 @@ from .remote_residency import residency
 from .remote_transport import HttpTransport, SenderTransport, Transport
 
 CHAT = "/v1/chat/completions"
-#: headers that carry a secret
-_SECRET_HEADERS = {"authorization", "proxy-authorization", "x-api-key", "cookie", PROVIDER_KEY_HEADER.lower()}
+#: what the name of a header that carries a secret has in it
+_SECRET = re.compile(r"auth|cookie|key|secret|token|password", re.IGNORECASE)
 
 
 class RemoteAbstractCoreLLMClient:
@@ -67,7 +67,7 @@ class RemoteAbstractCoreLLMClient:
     ) -> None:
         self._root, self._model = server_root(server_base_url), model
         self._timeout_s, self._headers = timeout_s, dict(headers or {})
-        self._artifacts, self._clock = artifact_store, clock
+        self.artifact_store, self._clock = artifact_store, clock
         self._threads = WorkerThreads(16)
         self._http = HttpTransport(self._root) if request_sender is None else None
         self._transport: Transport = self._http or SenderTransport(self._root, request_sender)
@@ -96,8 +96,16 @@ class RemoteAbstractCoreLLMClient:
         try:
             if cancelled is not None and cancelled.is_set():
                 raise LLMError("The call was cancelled before it began.", kind="cancelled", retryable=False)
+            makes = self._media.wanted(given)
+            if makes and media_list(media) and not self._media.wants_text(given):
+                raise LLMError(
+                    "A server is asked for pictures and speech by a text alone: leave out media, or run the model "
+                    "locally.",
+                    kind="invalid_request",
+                    retryable=False,
+                )
             conversation = await self._conversation(prompt, messages, system_prompt, media, given)
-            if self._media.wanted(given):
+            if makes:
                 result = await self._make(prompt, conversation, given)
             else:
                 result = await self._chat(conversation, tools, given, on_delta)
@@ -186,7 +194,7 @@ class RemoteAbstractCoreLLMClient:
         params: Mapping[str, Any],
     ) -> list[dict[str, Any]]:
         parts = [
-            content_part(await self._threads.run(read_medium, item, self._artifacts)) for item in media_list(media)
+            content_part(await self._threads.run(read_medium, item, self.artifact_store)) for item in media_list(media)
         ]
         return chat_messages(
             prompt=prompt, messages=messages, system_prompt=system_prompt, media=parts, schema=schema_of(params)
@@ -227,7 +235,7 @@ class RemoteAbstractCoreLLMClient:
             default_model=model_of(self._model, params),
             headers=headers_of(self._headers, params),
             timeout_s=timeout_of(self._timeout_s, params),
-            store=self._artifacts,
+            store=self.artifact_store,
         )
         if self._media.wants_text(params):
             text = await self._chat(conversation, None, params, None)
@@ -236,7 +244,7 @@ class RemoteAbstractCoreLLMClient:
 
     def _secrets(self, params: Mapping[str, Any]) -> list[str]:
         """The texts that must not leave: in no result and no error."""
-        own = [value for name, value in self._headers.items() if name.lower() in _SECRET_HEADERS]
+        own = [value for name, value in self._headers.items() if _SECRET.search(name)]
         bare = [value.partition(" ")[2] for value in own if " " in value]
         given = [provider_key(params)]
         return [text for text in (*own, *bare, *given) if text and len(text) >= 4]

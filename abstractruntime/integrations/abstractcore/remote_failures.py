@@ -9,17 +9,28 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
 from typing import Any
 
+from ...core.classify import retry_after
 from ...core.clock import SYSTEM_CLOCK
 from ...core.codec import REFUSALS, decode
 from ...core.secrets import scrub
+from .normalising import without_data_urls
 from .protocols import LLMError
 
 #: statuses below 500 after which another attempt may succeed
 _PASSING = {408, 409, 425, 429}
-_KINDS = {401: "auth", 403: "auth", 404: "not_found", 408: "timeout", 429: "rate_limit", 499: "cancelled"}
+_KINDS = {
+    401: "auth",
+    403: "auth",
+    404: "not_found",
+    408: "timeout",
+    409: "server",
+    425: "server",
+    429: "rate_limit",
+    499: "cancelled",
+}
 _INNER_STATUS = re.compile(r"\((4\d\d|5\d\d)\)")
 #: texts of failures for which the server has no status of its own
 _TEXTS = (
@@ -27,7 +38,6 @@ _TEXTS = (
     (re.compile(r"empty completion", re.IGNORECASE), "empty", True),
     (re.compile(r"timed out", re.IGNORECASE), "timeout", True),
 )
-_DATA_URL = re.compile(r"data:[\w/+.;=-]*;base64,[A-Za-z0-9+/=_-]*")
 #: characters of an error text that are kept
 _LONGEST = 2000
 
@@ -68,7 +78,7 @@ def unreadable(what: str) -> LLMError:
 
 def clean(text: str, hidden: Sequence[str]) -> str:
     """`text` without secrets and contents of files, as it may stand in an error and be journaled."""
-    shown: str = scrub(_DATA_URL.sub("data:[removed]", text), list(hidden))
+    shown: str = scrub(without_data_urls(text), list(hidden))
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]} ..."
 
 
@@ -117,15 +127,13 @@ def _literal(text: Any) -> Any:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, which the header gives as such or as a date."""
-    value = {name.lower(): text for name, text in headers.items()}.get("retry-after", "").strip()
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(value) - SYSTEM_CLOCK.now()).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return min(max(0.0, seconds), 86_400.0) if seconds == seconds else None
+    """Seconds to wait, as the header says; a day at most."""
+    seconds = retry_after(_Refused(headers), SYSTEM_CLOCK.now())
+    return None if seconds is None else min(seconds, 86_400.0)
+
+
+class _Refused(Exception):
+    """An answer as `core.classify` reads errors."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.response = SimpleNamespace(headers=headers)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.threads import WorkerThreads
-from .media_outputs import Made, kept, plain
+from .media_outputs import Made, kept, without_contents
 from .protocols import LLMError
 from .remote_failures import failure_of, parsed, unreadable
 from .remote_request import checked
@@ -138,7 +138,7 @@ def _picture(item: Any, spec: Mapping[str, Any]) -> Made:
     if not data:
         raise unreadable("a picture is empty")
     kind = next((kind for mark, kind in _SIGNATURES if data.startswith(mark)), "application/octet-stream")
-    return _made("image", "image_generation", data, kind, spec, plain(item))
+    return _made("image", "image_generation", data, kind, spec, without_contents(item))
 
 
 def _sound(answer: Answer, spec: Mapping[str, Any]) -> Made:

@@ -32,6 +32,10 @@ class Pools:
 
     def __init__(self, root: str) -> None:
         self._httpx = needed("httpx")
+        try:
+            self._httpx.URL(root)
+        except self._httpx.InvalidURL as error:
+            raise ValueError(f"server_base_url is no address: {error}") from error
         self._ssl: Any = self._httpx.create_ssl_context() if root.startswith("https:") else False
         self._of_loop: dict[asyncio.AbstractEventLoop, list[_Pool]] = {}
 

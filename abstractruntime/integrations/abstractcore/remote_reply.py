@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...core.codec import REFUSALS, decode
+from .normalising import plain, tool_calls_of, usage_of
 from .protocols import LLMError
 from .remote_failures import said_failure, unreadable
 
@@ -23,7 +24,7 @@ def result_of(body: Mapping[str, Any], headers: Mapping[str, str], gen_time: flo
     return _result(
         content=_content(message.get("content")),
         reasoning=message.get("reasoning_content") or message.get("reasoning"),
-        tool_calls=[_tool_call(call) for call in message.get("tool_calls") or ()],
+        tool_calls=message.get("tool_calls"),
         finish_reason=choice.get("finish_reason"),
         body=body,
         trace_id=trace_id_of(headers),
@@ -67,7 +68,7 @@ class Stream:
         return _result(
             content="".join(self._content),
             reasoning="".join(self._reasoning) or None,
-            tool_calls=[],
+            tool_calls=None,
             finish_reason=self._finish_reason,
             body=self._body,
             trace_id=trace_id_of(headers),
@@ -96,7 +97,7 @@ def _result(
     *,
     content: str,
     reasoning: Any,
-    tool_calls: list[dict[str, Any]],
+    tool_calls: Any,
     finish_reason: Any,
     body: Mapping[str, Any],
     trace_id: str | None,
@@ -104,19 +105,27 @@ def _result(
 ) -> dict[str, Any]:
     if finish_reason == "error":
         raise LLMError(f"The model failed: {content or 'no reason given'}", kind="server")
-    if not content.strip() and not tool_calls and finish_reason not in _CUT_OFF:
-        raise LLMError("The model gave an empty answer: no text and no tool call.", kind="empty")
-    own = body.get("abstractcore")
+    calls, malformed = tool_calls_of(tool_calls)
+    if finish_reason not in _CUT_OFF:
+        if malformed:
+            named = ", ".join(repr(call["name"]) for call in malformed)
+            raise LLMError(f"The model called {named} with arguments that are no JSON object.", kind="malformed")
+        if not content.strip() and not calls:
+            raise LLMError("The model gave an empty answer: no text and no tool call.", kind="empty")
+    metadata = plain(body.get("abstractcore") or {})
+    if malformed:
+        metadata["malformed_tool_calls"] = malformed
+    usage = usage_of(body.get("usage"))
     return {
         "content": content,
         "reasoning": reasoning if isinstance(reasoning, str) else None,
         "data": None,
         "raw_response": None,
-        "tool_calls": tool_calls or None,
-        "usage": _usage(body.get("usage")),
+        "tool_calls": calls or None,
+        "usage": usage if usage and any(usage.values()) else None,  # what the server does not know it tells as zeros
         "model": body.get("model"),
         "finish_reason": finish_reason,
-        "metadata": dict(own) if isinstance(own, Mapping) else {},
+        "metadata": metadata,
         "trace_id": trace_id,
         "gen_time": gen_time,
     }
@@ -126,32 +135,3 @@ def _content(content: Any) -> str:
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
-
-
-def _tool_call(call: Any) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    asked = function if isinstance(function, dict) else call
-    if not isinstance(asked, dict) or not isinstance(asked.get("name"), str):
-        raise unreadable("a tool call has no name")
-    arguments = asked.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = decode(arguments) if arguments.strip() else {}
-        except REFUSALS as error:
-            raise unreadable(f"the arguments of the tool call {asked['name']!r:.80} are no JSON ({error})") from error
-    if not isinstance(arguments, dict | None):
-        raise unreadable(f"the arguments of the tool call {asked['name']!r:.80} are no object")
-    return {"name": asked["name"], "arguments": arguments or {}, "call_id": call.get("id") or call.get("call_id")}
-
-
-def _usage(usage: Any) -> dict[str, Any] | None:
-    """Tokens under both names that are in use; None where the server does not know, which it tells as zeros."""
-    if not isinstance(usage, Mapping):
-        return None
-    sent = usage.get("input_tokens", usage.get("prompt_tokens"))
-    said = usage.get("output_tokens", usage.get("completion_tokens"))
-    if not sent and not said and not usage.get("total_tokens"):
-        return None
-    counted = {"input_tokens": sent, "output_tokens": said, "total_tokens": usage.get("total_tokens")}
-    counted |= {"prompt_tokens": sent, "completion_tokens": said}
-    return {**{name: count for name, count in counted.items() if count is not None}, **usage}

@@ -12,7 +12,10 @@ from urllib.parse import urlsplit
 from ...core.codec import encode, json_safe
 from ...core.errors import UnsafeValue
 from ...core.secrets import admit
+from .normalising import wire_messages
 from .protocols import LLMError
+from .structured import DEFAULT_NAME, schema_instruction
+from .tool_specs import wire_tools
 
 #: seconds that a call may take when nobody says otherwise
 DEFAULT_TIMEOUT_S = 7200.0
@@ -24,7 +27,6 @@ _PASSED = (
 )  # fmt: skip
 #: names of the output budget, the first that is given counts
 _BUDGETS = ("max_output_tokens", "max_tokens", "max_out_tokens")
-_MESSAGE_FIELDS = ("role", "content", "tool_calls", "tool_call_id", "name")
 _ID_HEADERS = {
     "actor_id": "X-AbstractCore-Actor-Id",
     "session_id": "X-AbstractCore-Session-Id",
@@ -43,7 +45,13 @@ def server_root(url: str) -> str:
     root = str(url).strip().rstrip("/").removesuffix("/v1").rstrip("/")
     try:
         parts = urlsplit(root)
-        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+        usable = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+            and not parts.query
+            and not parts.fragment
+        )
         named = parts.username is not None or parts.password is not None
     except ValueError as error:
         raise ValueError(f"server_base_url is no address: {error}") from error
@@ -135,11 +143,11 @@ def chat_body(
     if isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0:  # below 0 means: any
         body["seed"] = seed
     if tools:
-        body["tools"] = [_tool(tool) for tool in tools]
+        body["tools"] = wire_tools(tools)
         if params.get("tool_choice") is not None:
             body["tool_choice"] = params["tool_choice"]
     elif (schema := schema_of(params)) is not None:
-        name = _text(params, "response_schema_name") or "StructuredOutput"
+        name = _text(params, "response_schema_name") or DEFAULT_NAME
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
     elif params.get("response_format") is not None:
         body["response_format"] = params["response_format"]
@@ -160,9 +168,9 @@ def chat_messages(
     """
     system = [system_prompt] if system_prompt else []
     if schema is not None:
-        system.append(f"Answer with one JSON value that fits this JSON Schema, and nothing else:\n{_compact(schema)}")
+        system.append(schema_instruction(schema))
     sent = [{"role": "system", "content": "\n\n".join(system)}] if system else []
-    sent += [_message(message) for message in messages or ()]
+    sent += wire_messages(messages or ())
     if prompt:
         sent.append({"role": "user", "content": prompt})
     if media:
@@ -188,24 +196,6 @@ def checked(body: dict[str, Any]) -> dict[str, Any]:
     return safe
 
 
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    sent = {name: message[name] for name in _MESSAGE_FIELDS if message.get(name) is not None}
-    sent.setdefault("content", None if sent.get("tool_calls") else "")
-    if sent.get("tool_calls"):
-        sent["tool_calls"] = [_asked(call) for call in sent["tool_calls"]]
-    return sent
-
-
-def _asked(call: Any) -> Any:
-    """A tool call of an earlier answer, in the form of the wire; results of ours are flatter."""
-    if not isinstance(call, Mapping) or "function" in call or "name" not in call:
-        return call
-    arguments = call.get("arguments")
-    text = arguments if isinstance(arguments, str) else _compact(arguments or {})
-    identity = call.get("call_id") or call.get("id") or ""
-    return {"id": identity, "type": "function", "function": {"name": call["name"], "arguments": text}}
-
-
 def _attach(sent: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
     for message in reversed(sent):
         if message.get("role") == "user":
@@ -219,34 +209,9 @@ def _text_parts(content: Any) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if content else []
 
 
-def _tool(tool: Any) -> Any:
-    """A tool whose optional parameters have a default: AbstractCore requires every parameter that has none."""
-    if not isinstance(tool, Mapping):
-        raise LLMError(
-            f"A tool must be a dict with name, description and parameters, found {type(tool).__name__}.",
-            kind="invalid_request",
-            retryable=False,
-        )
-    if isinstance(tool.get("function"), Mapping):
-        return {**tool, "function": _tool(tool["function"])}
-    schema = tool.get("parameters")
-    if not isinstance(schema, Mapping) or not isinstance(schema.get("properties"), Mapping):
-        return dict(tool)
-    required = schema.get("required") or ()
-    properties = {
-        name: {"default": None, **facts} if name not in required and isinstance(facts, Mapping) else facts
-        for name, facts in schema["properties"].items()
-    }
-    return {**tool, "parameters": {**schema, "properties": properties}}
-
-
 def _text(params: Mapping[str, Any], name: str) -> str | None:
     value = params.get(name)
     return value.strip() or None if isinstance(value, str) else None
-
-
-def _compact(value: Any) -> str:
-    return encode(value).decode()
 
 
 def _ascii(text: str) -> str:

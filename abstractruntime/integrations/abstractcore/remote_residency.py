@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from ...core.codec import REFUSALS, decode
-from .protocols import LLMError
 from .remote_failures import failure_of, parsed, reason_in
 from .remote_request import checked
 from .remote_transport import Transport
@@ -42,10 +41,7 @@ async def residency(
         return parsed(answer.content)
     if answer.status in _ANSWERS:
         return _refusal(answer.status, answer.content)
-    error = failure_of(answer.status, answer.headers, answer.content)
-    if answer.status == 502:  # the provider said no, and its server is well
-        raise LLMError(str(error), kind=error.kind, retryable=error.retryable, status=502)
-    raise error
+    raise failure_of(answer.status, answer.headers, answer.content)
 
 
 def _refusal(status: int, content: bytes) -> dict[str, Any]:
