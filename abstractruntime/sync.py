@@ -109,11 +109,11 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Hand back the effects in flight, give up the lease, end who follows, call `on_close`.
+        """Hand back the effects in flight, give up the lease, end who follows. The stores stay open: they are yours.
+        Those of a runtime that was made by `open` are closed.
 
-        The stores stay open: they are yours. Those of a runtime that was made by `open` are closed. A program that
-        forgets it still exits; others then learn that its runs are free when they notice that its process is gone, or
-        when its lease has run out.
+        A program that forgets it still exits; others then learn that its runs are free when they notice that its
+        process is gone, or when its lease has run out.
         """
         drive(self.aio.aclose)
 
@@ -246,8 +246,9 @@ class Runtime:
 
         `wait_key=None` answers whatever waits. With a `resume_id`, the same answer given twice counts once. `actor_id`
         is kept in the record. Raises `StaleResumeError` (a ValueError) when the run does not wait for this,
-        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`. The result of a
-        subworkflow that the run has taken by itself meanwhile is no error: the run moves on as `tick` does.
+        `InvalidAnswer` when the answer is none of the allowed choices, or no decision where an effect asks for one,
+        `RunPaused`, `UnknownRun`. The result of a subworkflow that the run has taken by itself meanwhile is no error:
+        the run moves on as `tick` does.
         """
         return drive(
             self.aio.resume,

@@ -82,7 +82,7 @@ def test_one_store_alone_is_none_and_the_ledger_can_be_subscribed_to():
         runs = InMemoryRunStore()
         with local(server, run_store=runs) as rt:
             assert rt.run_store is not runs
-            told = []
+            told: list[object] = []
             rt.ledger_store.subscribe(told.append)
             rt.run(asking({"prompt": "hello"}))
             assert told
