@@ -17,19 +17,16 @@ from .core.secrets import admit
 from .core.spec import WorkflowSpec
 from .engine import Engine
 from .storage.base import Page
+from .storage.finder import StoreFinder
 from .storage.listing import WaitQuery
 
 _APPROVAL: RuleName = "approval"
 
 
-class ApprovesRuns:
+class ApprovesRuns(StoreFinder):
     """What this adds to `AsyncRuntime`."""
 
     _engine: Engine
-
-    @abstractmethod
-    async def _find(self, query: WaitQuery) -> Page:
-        """See `StoreFinder`."""
 
     @abstractmethod
     async def resume(

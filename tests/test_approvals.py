@@ -14,6 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from abstractruntime import (
+    AsyncScheduler,
     DefaultEffectPolicy,
     Effect,
     EffectType,
@@ -25,11 +26,13 @@ from abstractruntime import (
     WaitReason,
     WorkflowRegistry,
 )
+from abstractruntime.core.clock import SYSTEM_CLOCK
 from abstractruntime.integrations.abstractcore.approvals import ApprovalToolExecutor, ToolApprovalPolicy
 from abstractruntime.integrations.abstractcore.tool_calls import make_tool_calls_handler
 
 from . import worlds
 from .checks import check_ledger
+from .faults import FaultyBackend, ProcessDied
 from .scale import scaled
 from .tool_executors import Passing, SyncTools, Tools, brief, call, calling
 from .worlds import World, statuses
@@ -519,6 +522,47 @@ async def test_an_executor_may_be_one_for_each_run(async_world: World) -> None:
     assert brief(state.output["result"]) == [("read_file", True, "/there")]
 
 
+@pytest.mark.parametrize("mode", FaultyBackend.MODES)
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "json"])
+async def test_every_write_of_an_approval_may_fail(kind: str, mode: str, tmp_path: Path) -> None:
+    edited = {"approved": True, "arguments": {"path": "z", "text": "y"}}
+    decision = {"decisions": {"c2": edited, "c3": {"approved": False}}, "always": ["write_file"]}
+
+    async def live(rt: Any) -> None:
+        await rt.start(workflow=BATCH, run_id="r")
+        while (state := await rt.tick(workflow=BATCH, run_id="r")).status is not RunStatus.COMPLETED:
+            await rt.decide("r", state.waiting.wait_key, decision, workflow=BATCH, actor_id="ann", max_steps=0)
+
+    at, fired = 0, True
+    while fired:
+        at += 1
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        stores, inner = World("async", kind, folder, synchronous="NORMAL"), tools()
+        rt, store = stores.faulty_runtime(asking(inner), at=at, mode=mode)
+        try:
+            await live(rt)
+        except ProcessDied:
+            rt = stores.runtime(asking(inner))
+            await live(rt)
+        state, ledger = await rt.get_state("r"), await rt.get_ledger("r")
+        where = f"{mode} at write {at}"
+        assert [one[1:] for one in brief(state.output["result"])] == [
+            (True, "content of a"),
+            (True, "wrote y to z"),
+            (False, "Denied by user"),
+        ], where
+        check_ledger(state, ledger)
+        assert [entry["by"] for entry in state.vars["_runtime"]["tool_policy"]["approved_tools"]] == ["ann"]
+        assert len(inner.ran) == 2, f"{where}: each call has one id"
+        assert max(inner.ran.values()) <= (2 if mode.startswith("die") else 1), where
+        decided = [record for record in ledger if (record["effect"] or {}).get("type") == "resume"]
+        assert len(decided) == 1, where
+        fired = store.backend is not None and store.backend.fired
+        await stores.close()
+    assert at > 8
+
+
 # -- the inbox
 
 
@@ -579,6 +623,18 @@ async def test_whoever_knows_no_workflow_decides_and_somebody_else_goes_on(async
     with pytest.raises(StaleResumeError, match="waits for no decision"):
         await front.approve("r", key)
     assert (await rt.tick(workflow=BATCH, run_id="r")).status is RunStatus.COMPLETED
+
+
+async def test_a_driver_goes_on_with_what_somebody_decided(async_world: World) -> None:
+    rt = async_world.runtime(asking(tools()), workflow_registry=registry(BATCH), clock=SYSTEM_CLOCK)
+    async with AsyncScheduler(rt, poll_interval_s=0.05):
+        await rt.start(workflow=BATCH, run_id="r")
+        while not (found := (await rt.list_approvals()).items):  # noqa: ASYNC110 - what is awaited stands in the store
+            await asyncio.sleep(0.001)
+        front = async_world.runtime(clock=SYSTEM_CLOCK)
+        await front.approve("r", found[0]["wait_key"], digest=found[0]["digest"], actor_id="ann")
+        while (await rt.get_state("r")).status is not RunStatus.COMPLETED:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 async def test_a_paused_approval_is_not_listed_and_a_job_is_none(async_world: World) -> None:

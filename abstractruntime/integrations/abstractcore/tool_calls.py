@@ -90,7 +90,8 @@ class _Attempt:
         self._call, self._batch = call, batch
         self._done: dict[str, Result] = {name: result for name, result in call.landed.items() if name in batch.ids}
         self._always: list[dict[str, Any]] = call.landed.get(_ALWAYS) or []
-        #: said of each result, by `runtime_call_id`
+        #: of calls whose arguments were changed, by `runtime_call_id`: what is performed, and what is said of it
+        self._edited: dict[str, Call] = {}
         self._meta: dict[str, dict[str, Any]] = {}
 
     async def perform(self) -> EffectOutcome:
@@ -133,6 +134,7 @@ class _Attempt:
                 continue
             if "arguments" in decision:
                 call = {**call, "arguments": decision["arguments"]}
+                self._edited[call["runtime_call_id"]] = call
                 self._meta[call["runtime_call_id"]] = {"arguments_edited": True, **said}
             approved.append(place)
             calls.append(dict(call))
@@ -267,7 +269,7 @@ class _Attempt:
                 self._evidence.record_tool_calls,
                 run=self._call.run,
                 node_id=self._call.node_id,
-                tool_calls=list(self._batch.calls),
+                tool_calls=[self._edited.get(call["runtime_call_id"], call) for call in self._batch.calls],
                 tool_results=result,
             )
             changes += stats.changes
