@@ -18,6 +18,8 @@ A reply of the script is a text, a function from the request to a reply, or a di
     hold              never answer
     chunks, pause     what a stream is cut into, and the seconds between two
     endless           repeat the chunks for ever
+
+With `gate=200` nothing is answered before 200 requests are under way at once.
 """
 
 from __future__ import annotations
@@ -74,10 +76,11 @@ class ScriptedServer:
         script: Iterable[Any] = (),
         *,
         latency: float = 0.0,
+        gate: int = 0,
         models: tuple[str, ...] = ("qwen3-4b", "qwen3:4b", "scripted-model"),
     ) -> None:
         self.script = deque(script)
-        self.latency, self.models = latency, models
+        self.latency, self.gate, self.models = latency, gate, models
         self.requests: list[Seen] = []
         self.inflight = self.max_inflight = self.aborted = self.connections = 0
         self.failure: Exception | None = None
@@ -169,6 +172,8 @@ class ScriptedServer:
     async def _reply(self, seen: Seen, reply: Any, out: _Connection) -> None:
         given: dict[str, Any] = {"content": reply} if isinstance(reply, str) else dict(reply or {})
         await asyncio.sleep(given.get("latency", self.latency))
+        while self.max_inflight < self.gate:
+            await asyncio.sleep(0.01)
         if given.get("hold"):
             await asyncio.Event().wait()
         streams = bool((seen.json or {}).get("stream"))

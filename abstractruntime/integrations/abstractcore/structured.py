@@ -93,7 +93,7 @@ def read(content: Any) -> Any:
     start = text.find("{")
     if start >= 0:
         try:
-            return json.JSONDecoder().raw_decode(text[start:])[0]
+            return json.JSONDecoder().raw_decode(text[start:])[0]  # which stops where the object ends
         except (ValueError, RecursionError):
             pass
     raise ValueError(f"the answer is no JSON: {text!r:.120}")
@@ -108,7 +108,8 @@ def judged(answer: Mapping[str, Any], schema: Schema) -> tuple[Any, list[str]]:
         except ValueError as error:
             return None, [str(error)]
     try:
-        encode(data)
+        if decode(encode(data)) != data:
+            return None, ["the answer holds numbers that JSON has not"]
     except REFUSALS as error:
         return None, [f"the answer holds what JSON has not: {error}"]
     return data, problems(data, schema.schema)
