@@ -131,6 +131,7 @@ class ScriptedServer:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._open: set[_Connection] = set()
+        self._full = asyncio.Event()
         server = await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, backlog=1024)
         self._port = server.sockets[0].getsockname()[1]
         self._ready.set()
@@ -146,6 +147,8 @@ class ScriptedServer:
             for name, by in changes.items():
                 setattr(self, name, getattr(self, name) + by)
             self.max_inflight = max(self.max_inflight, self.inflight)
+            if self.max_inflight >= self.gate:
+                self._full.set()
             self._changed.notify_all()
 
     async def answer(self, seen: Seen, out: _Connection) -> None:
@@ -172,8 +175,7 @@ class ScriptedServer:
     async def _reply(self, seen: Seen, reply: Any, out: _Connection) -> None:
         given: dict[str, Any] = {"content": reply} if isinstance(reply, str) else dict(reply or {})
         await asyncio.sleep(given.get("latency", self.latency))
-        while self.max_inflight < self.gate:
-            await asyncio.sleep(0.01)
+        await self._full.wait()
         if given.get("hold"):
             await asyncio.Event().wait()
         streams = bool((seen.json or {}).get("stream"))
