@@ -104,6 +104,12 @@ tools = ApprovalToolExecutor(
 )
 """
 
+#: the tool of the reader, and what the example is for
+BEFORE_APPROVAL = "def write_file(path: str): ...\n"
+ASKS_BEFORE_IT_WRITES = """
+assert tools.policy.requires_approval([{"name": "write_file", "arguments": {}}])
+"""
+
 #: what a reader does with the runtime of the example
 ASK_A_MODEL = """
 from tests.bridge_fixtures import asking
@@ -114,6 +120,12 @@ print(rt.run(asking({"prompt": "hello"})).output["answer"]["content"])
 @pytest.mark.parametrize("example", [MINIMAL_DURABLE_WORKFLOW, CORE_IMPORTS], ids=["workflow", "imports"])
 def test_an_introductory_example_runs_word_for_word(example):
     run = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_example_of_approvals_asks_before_a_file_is_written():
+    program = BEFORE_APPROVAL + APPROVAL_GATED + ASKS_BEFORE_IT_WRITES
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
 
 

@@ -23,18 +23,34 @@ from .llm_call import Delta
 from .local_client import LocalAbstractCoreLLMClient, MultiLocalAbstractCoreLLMClient
 from .protocols import AbstractCoreControlClient, AbstractCoreLLMClient, LLMError
 from .remote_client import RemoteAbstractCoreLLMClient
+from .tool_executor import (
+    AbstractCoreToolExecutor,
+    CompositeToolExecutor,
+    DelegatingMcpToolExecutor,
+    MappingToolExecutor,
+    McpToolExecutor,
+    PassthroughToolExecutor,
+    ToolExecutor,
+)
 
 __all__ = [
     "AbstractCoreControlClient",
     "AbstractCoreLLMClient",
+    "AbstractCoreToolExecutor",
     "ApprovalToolExecutor",
+    "CompositeToolExecutor",
+    "DelegatingMcpToolExecutor",
     "Delta",
     "LLMError",
     "LocalAbstractCoreLLMClient",
+    "MappingToolExecutor",
+    "McpToolExecutor",
     "MultiLocalAbstractCoreLLMClient",
+    "PassthroughToolExecutor",
     "RemoteAbstractCoreLLMClient",
     "RuntimeConfig",
     "ToolApprovalPolicy",
+    "ToolExecutor",
     "attach_global_event_bus_bridge",
     "build_effect_handlers",
     "create_async_hybrid_runtime",
