@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -473,3 +474,9 @@ async def _pieces(answer: Answer) -> AsyncIterator[str]:
             await asyncio.sleep(answer.pause)
         if not answer.endless:
             return
+
+
+if __name__ == "__main__":  # a server for others: tells its address, and ends when its input does
+    with ScriptedServer(latency=float(sys.argv[1])) as alone:
+        print(alone.openai_url, flush=True)
+        sys.stdin.read()

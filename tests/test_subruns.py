@@ -242,3 +242,25 @@ async def test_a_driver_finishes_one_whose_process_died_and_complains_of_nothing
     assert len(parents) >= at - 1 > 5
     assert len({llm_run_of(state) for state in parents}) == len(parents)
     await world.close()
+
+
+async def test_a_driver_that_stops_lets_it_finish(async_world: World):
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    async def model(call: EffectCall) -> EffectOutcome:
+        asked.set()
+        await gate.wait()
+        return EffectOutcome.completed({"content": "short"})
+
+    registry = WorkflowRegistry()
+    registry.register(COMPACT)
+    rt = made(async_world, model, clock=SystemClock())
+    async with asyncio.timeout(worlds.PATIENCE), AsyncScheduler(rt, registry, poll_interval_s=0.05) as scheduler:
+        run_id = await rt.start(workflow=COMPACT, vars=conversation())
+        await asked.wait()
+        stopping = asyncio.create_task(scheduler.stop(3600))
+        await asyncio.sleep(0)
+        gate.set()
+        await stopping
+        state = await rt.get_state(run_id)
+        assert state.vars["compacted"]["results"][0]["meta"]["llm_run_id"]
