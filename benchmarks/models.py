@@ -57,7 +57,7 @@ def rows(*, rounds: int, scale: float) -> Iterator[Row]:
     at_once = [(ours[0], bare[0]) for ours, bare in found]
     what = f"{calls} LLM_CALLs at once, {_LATENCY * 1000:g} ms each"
     yield row(what, "s", at_once, "the client in threads", most=1.5)
-    yield row("one LLM_CALL, CPU", "us", [(ours[1], bare[1]) for ours, bare in found], "a call of the client")
+    yield row("one LLM_CALL, CPU", "us", [(ours[1], bare[1]) for ours, bare in found], "AbstractCore, cancellable")
 
 
 def _ask(run: RunState, ctx: object) -> StepPlan:
