@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import logging
@@ -53,7 +54,7 @@ def asking_effect(kind):
 
 async def test_an_async_local_runtime_does_the_same_and_closes_its_connections():
     with ScriptedServer() as server:
-        rt = local(server, create_async_local_runtime)
+        rt = await asyncio.to_thread(local, server, create_async_local_runtime)
         assert isinstance(rt, AsyncRuntime)
         async with rt:
             state = await rt.run(asking({"prompt": "hello"}))
@@ -72,7 +73,8 @@ def test_a_file_runtime_writes_its_documented_folder_and_another_goes_on_there(t
 
 async def test_an_async_file_runtime_takes_the_same_folder(tmp_path):
     with ScriptedServer() as server:
-        async with local(server, create_async_local_file_runtime, base_dir=tmp_path) as rt:
+        made = await asyncio.to_thread(local, server, create_async_local_file_runtime, base_dir=tmp_path)
+        async with made as rt:
             state = await rt.run(asking({"prompt": "hello"}))
             assert (await rt.get_state(state.run_id)).status.value == "completed"
 

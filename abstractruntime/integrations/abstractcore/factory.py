@@ -62,7 +62,10 @@ def create_async_local_runtime(
     capability_defaults: Any = None,
     **options: Unpack[BridgeOptions],
 ) -> AsyncRuntime:
-    """`create_local_runtime` for async programs. It imports AbstractCore, so call it before the loop is busy."""
+    """`create_local_runtime` for async programs.
+
+    It imports AbstractCore, which takes half a second: call it before the loop runs, or with `asyncio.to_thread`.
+    """
     unused = _named(bloc_root_dir, prompt_cache_export_root_dir, core_config_file, capability_defaults)
     return AsyncRuntime(**local_parts(provider, model, llm_kwargs, unused, options))
 

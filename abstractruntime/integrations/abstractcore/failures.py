@@ -14,7 +14,9 @@ from ...core.clock import SYSTEM_CLOCK
 from .protocols import LLMError
 
 #: what the caller did wrong: the same the next time
-_OURS = {"InvalidRequestError", "UnsupportedFeatureError", "ConfigurationError", "FileProcessingError"}
+_OURS = {
+    "InvalidRequestError", "UnsupportedFeatureError", "ConfigurationError", "FileProcessingError", "CapabilityError",
+}  # fmt: skip
 _NOT_FOUND = {"ModelNotFoundError", "UnknownProviderError", "ModelArtifactMismatchError"}
 _TRANSIENT = (408, 409, 425, 429)
 
