@@ -161,6 +161,23 @@ async def test_an_answer_that_does_not_fit_after_its_repair_fails_the_effect_or_
     assert state.output["answer"]["metadata"]["_structured_output_fallback"] is True
 
 
+async def test_tokens_of_attempts_that_failed_count_too():
+    script = [{"content": "no", "usage": USED}] * 4
+    policy = RetryPolicy(llm_max_attempts=2, backoff_base=0.001)
+    state, seen = await asked({"prompt": "n?", "response_schema": SCHEMA}, script, effect_policy=policy)
+    assert state.status.value == "failed"
+    assert len(seen) == 4
+    assert state.tokens == 4 * 18
+
+
+async def test_an_answer_with_a_schema_comes_whole_whatever_the_model():
+    told: list[Delta] = []
+    payload = {"prompt": "n?", "response_schema": SCHEMA}
+    state, _ = await asked(payload, [{"content": '{"n": 4}'}], model="scripted-model", on_delta=told.append)
+    assert state.output["answer"]["data"] == {"n": 4}
+    assert told == []
+
+
 async def test_the_schema_is_kept_in_the_payload_and_may_be_an_example():
     state, _ = await asked({"prompt": "n?", "response_schema": {"city": "Paris", "people": 2}})
     assert state.output["answer"]["data"] == {"city": "text", "people": 1}

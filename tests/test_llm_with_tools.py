@@ -49,7 +49,7 @@ AGENT: WorkflowSpec[Any] = WorkflowSpec("agent", "think", {"think": think, "act"
 @asynccontextmanager
 async def local(server: ScriptedServer, kind: str = "openai-compatible", **options: Any):
     url = server.url if kind == "ollama" else server.openai_url
-    where = {"provider": kind, "model": "qwen3:4b", "llm_kwargs": {"base_url": url}}
+    where: dict[str, Any] = {"provider": kind, "model": "qwen3:4b", "llm_kwargs": {"base_url": url}}
     async with await asyncio.to_thread(create_async_local_runtime, **where, **options) as rt:  # it imports AbstractCore
         yield rt
 

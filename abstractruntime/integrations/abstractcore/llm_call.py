@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from ...core.outcomes import Change, EffectCall, EffectOutcome
 from ...core.threads import WorkerThreads
-from ...core.tokens import tokens_of
+from ...core.tokens import added, tokens_of
 from .llm_request import LLMRequest, request_of
 from .normalising import plain, tool_calls_of
 from .protocols import LLMError, OnDelta
@@ -76,9 +76,19 @@ class _Handler:
         """Perform one LLM_CALL."""
         try:
             request = request_of(call)
-            answer = await _Conversation(self._ask, call, request, self._on_delta).answer()
         except LLMError as error:
-            return EffectOutcome.failed(str(error), retryable=error.retryable, retry_after=error.retry_after)
+            return EffectOutcome.failed(str(error), retryable=False)
+        conversation = _Conversation(self._ask, call, request, self._on_delta)
+        try:
+            answer = await conversation.answer()
+        except LLMError as error:
+            return EffectOutcome(
+                "failed",
+                {"usage": {"total_tokens": conversation.tokens}} if conversation.tokens else None,
+                error=str(error),
+                retryable=error.retryable,
+                retry_after=error.retry_after,
+            )
         return EffectOutcome.completed(answer, changes=_changes(call, request, answer))
 
     async def _ask(self, request: LLMRequest, call: EffectCall, on_delta: OnDelta | None) -> Answer:
@@ -117,6 +127,11 @@ class _Conversation:
         self._ask, self._call, self._first = ask, call, request
         self._on_delta = on_delta if request.params.get("stream") is not False else None
         self._usages: list[Any] = []
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all requests so far."""
+        return added(*(tokens_of({"usage": usage}) for usage in self._usages))
 
     async def answer(self) -> Answer:
         """The answer, with what the runtime knows about it."""
@@ -207,7 +222,7 @@ class _Conversation:
         request, metadata = self._first, answer["metadata"]
         if len(self._usages) > 1 and isinstance(answer.get("usage"), dict):
             metadata["_usage_by_request"] = self._usages
-            answer["usage"] = {**answer["usage"], "total_tokens": sum(tokens_of({"usage": u}) for u in self._usages)}
+            answer["usage"] = {**answer["usage"], "total_tokens": self.tokens}
         if request.messages_left_out:
             metadata["_messages_left_out"] = request.messages_left_out
         metadata["_runtime_observability"] = {"llm_generate_kwargs": _told(request)}

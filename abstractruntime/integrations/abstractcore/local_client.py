@@ -41,6 +41,9 @@ DEFAULT_TIMEOUT = 7200.0
 #: characters after which a stream that does not end is given up
 MOST_STREAMED = 20_000_000
 
+#: with these an answer comes whole, as with tools
+_WHOLE = ("response_schema", "output")
+
 #: what is ours among the parameters of a call: never sent
 _OWN = {
     "_provider", "_model", "base_url", "api_key", "provider_api_key", "response_model", "response_schema",
@@ -212,7 +215,7 @@ class MultiLocalAbstractCoreLLMClient:
                 arguments, warnings = _arguments(ask, provider, media)
                 if can_cancel(provider):
                     arguments["cancel_event"] = event
-                if deliver is not None and not (ask.tools or arguments.get(ANSWER_MODEL) or arguments.get("output")):
+                if deliver is not None and not any(name in ask.params for name in _WHOLE) and not ask.tools:
                     response = _collected(provider.generate(**arguments, stream=True), event, deliver)
                 else:
                     response = provider.generate(**arguments)
