@@ -91,6 +91,14 @@ async def test_a_server_that_says_when_to_come_back_is_asked_then_and_not_before
             assert len(server.asked) == 2
 
 
+async def test_two_hundred_runs_on_one_loop_have_their_calls_under_way_at_once():
+    with ScriptedServer(gate=200) as server:
+        async with client_of(server) as client, runtime_on(client) as rt:
+            states = await asyncio.gather(*(rt.run(asking({"prompt": f"call {n}"})) for n in range(200)))
+        assert server.max_inflight == 200
+        assert {state.output["answer"]["content"] for state in states} == {f"echo: call {n}" for n in range(200)}
+
+
 async def test_a_killed_process_leaves_its_call_to_another(tmp_path):
     path = str(tmp_path / "runs.db")
     with ScriptedServer([{"hold": True}, "after the kill"]) as server:
