@@ -61,6 +61,17 @@ async def test_calls_of_tools_have_one_shape_and_optional_parameters_stay_option
                 assert told["required"] == ["a"]
 
 
+async def test_parameters_change_neither_what_is_said_nor_who_executes_tools():
+    params = {"prompt": "other", "messages": [], "execute_tools": True, "tools": [], "temperature": 0.1, "seed": 3}
+    with ScriptedServer() as server:
+        async with client_of(server) as client:
+            found = await client.agenerate(prompt='CALL add {"a": 1}', tools=[TOOL], params=params)
+    assert found["tool_calls"][0]["name"] == "add"
+    sent = server.asked[0].json
+    assert [message["content"] for message in sent["messages"]] == ['CALL add {"a": 1}']
+    assert (sent["temperature"], sent["seed"]) == (0.1, 3)
+
+
 async def test_malformed_arguments_are_noticed():
     script = [{"tool_calls": [{"name": "add", "arguments": '{"a": 1'}]}]
     with ScriptedServer(script) as server:
