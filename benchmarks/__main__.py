@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
 
-from . import crowd, driving, facade, imports, lives, long_runs, models, recovery, steps, stores, table
+from . import crowd, driving, facade, imports, lives, long_runs, models, recovery, steps, stores, table, tools
 
 #: the size of a quick benchmark, relative to a full one
 _QUICK = 0.02
@@ -40,6 +40,7 @@ def _rows(folder: Path, rounds: int, scale: float) -> Iterator[table.Row]:
     yield from crowd.rows(folder, rounds=rounds, scale=scale)
     yield from facade.rows(rounds=rounds, scale=scale)
     yield from models.rows(rounds=rounds, scale=scale)
+    yield from tools.rows(rounds=rounds)
     yield from imports.rows(rounds=rounds)
 
 

@@ -7,7 +7,7 @@ from .mcp_client import McpServerError
 from .options import ToolOptions, tool_options
 from .passing import DelegatingMcpToolExecutor, PassthroughToolExecutor
 from .registered import AbstractCoreToolExecutor
-from .workspace import confined, in_workspace
+from .workspace import aconfined, confined, in_workspace
 
 __all__ = [
     "AbstractCoreToolExecutor",
@@ -18,6 +18,7 @@ __all__ = [
     "McpToolExecutor",
     "PassthroughToolExecutor",
     "ToolOptions",
+    "aconfined",
     "confined",
     "in_workspace",
     "tool_options",

@@ -36,7 +36,6 @@ SYNONYMS = (
     frozenset({"url", "uri", "link"}),
 )
 
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY,)
 _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _WRAPPER = frozenset({"name", "arguments", "call_id", "id", "type"})
 
@@ -152,7 +151,7 @@ def signature_of(function: Callable[..., Any]) -> Signature:
     signal = None
     for name, parameter in found.parameters.items():
         annotation = hints.get(name, parameter.annotation)
-        if annotation is CancelSignal or annotation in ("CancelSignal", "CancelSignal | None"):
+        if annotation in (CancelSignal, CancelSignal | None, "CancelSignal", "CancelSignal | None"):
             signal = name
         elif name != KEY_PARAMETER and parameter.kind not in _OPEN:
             unset = parameter.default is inspect.Parameter.empty
@@ -161,7 +160,7 @@ def signature_of(function: Callable[..., Any]) -> Signature:
                 Any if annotation is inspect.Parameter.empty or isinstance(annotation, str) else annotation,
                 unset,
                 None if unset else parameter.default,
-                parameter.kind in _POSITIONAL,
+                parameter.kind is inspect.Parameter.POSITIONAL_ONLY,
             )
     is_open = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found.parameters.values())
     return Signature(parameters, is_open, KEY_PARAMETER in found.parameters, signal)

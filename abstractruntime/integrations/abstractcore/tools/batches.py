@@ -35,8 +35,7 @@ class BatchExecutor:
         self._timeout_s = limit_of(timeout_s)
 
     def execute(self, *, tool_calls: list[dict[str, Any]]) -> dict[str, Any]:
-        """Perform the calls and block until all have a result; see `aexecute`. Not from inside an event loop's thread
-        that serves the blocking API: await `aexecute` there."""
+        """Perform the calls and block until all have a result; see `aexecute`, which async code awaits instead."""
         return portal.call(self.aexecute, tool_calls=tool_calls)
 
     async def aexecute(
@@ -68,6 +67,7 @@ class BatchExecutor:
         self, calls: list[ToolCall], on_result: OnResult | None, cancelled: CancelSignal | None
     ) -> list[Result]:
         results: dict[int, Result] = {}
+        begun: set[int] = set()
         threads = asyncio.Semaphore(MOST_THREADS)
 
         async def one(place: int) -> None:
@@ -83,7 +83,10 @@ class BatchExecutor:
         for group in _groups(calls, self._runs_beside_others):
             if cancelled is not None and cancelled.is_set():
                 break
+            begun.update(group)
             await together(one(place) for place in group)
+        for place in begun - results.keys():  # its tool cancelled the task that it runs in
+            results[place] = calls[place].failed("cancelled by the tool itself", outcome="unknown")
         return [results.get(place) or call.not_started() for place, call in enumerate(calls)]
 
     async def _checked_and_performed(self, call: ToolCall, threads: asyncio.Semaphore) -> Result:

@@ -47,7 +47,7 @@ def coerced(value: Any, annotation: Any, path: str) -> Any:
         if annotation is kind:
             return convert(value, path)
     kind = origin or annotation
-    if not isinstance(kind, type) or kind is object:
+    if annotation is Any or kind is object or not isinstance(kind, type):
         return value
     if issubclass(kind, Enum):
         named = {member.name: member for member in kind} | {str(member.value): member for member in kind}
@@ -64,9 +64,10 @@ def _built(value: Any, annotation: Any, kind: type, args: tuple[Any, ...], path:
         return _of_fields(_mapping(value, annotation, path), kind, fields, path)
     validate = getattr(kind, "model_validate", None)
     if callable(validate):  # pydantic
+        items = _mapping(value, annotation, path)
         try:
-            return validate(_mapping(value, annotation, path))
-        except ValueError as error:
+            return validate(items)
+        except Exception as error:  # whatever the type's own checks raise
             raise ArgumentError(f"{path}: {error}") from error
     if issubclass(kind, Mapping):
         items = _mapping(value, annotation, path)
@@ -79,7 +80,7 @@ def _built(value: Any, annotation: Any, kind: type, args: tuple[Any, ...], path:
         return msgspec.convert(value, annotation, strict=False)
     except msgspec.ValidationError as error:
         raise _refused(value, annotation, path) from error
-    except TypeError:  # a type that msgspec does not know either: what it takes is the tool's own affair
+    except (TypeError, NameError):  # a type that msgspec does not know either: what it takes is the tool's own affair
         return value
 
 
@@ -126,12 +127,10 @@ def _of_fields(items: dict[str, Any], kind: type, fields: dict[str, tuple[Any, b
         said += [f"needs {', '.join(map(repr, missing))}"] if missing else []
         raise ArgumentError(f"{path}: {' and '.join(said)}; its fields are {', '.join(fields) or 'none'}")
     values = {name: coerced(item, fields[name][0], f"{path}.{name}") for name, item in items.items()}
-    if issubclass(kind, msgspec.Struct):
-        try:
-            return msgspec.convert(values, kind)
-        except msgspec.ValidationError as error:
-            raise ArgumentError(f"{path}: {error}") from error
-    return kind(**values)
+    try:
+        return msgspec.convert(values, kind) if issubclass(kind, msgspec.Struct) else kind(**values)
+    except Exception as error:  # whatever the type's own checks raise
+        raise ArgumentError(f"{path}: {error}") from error
 
 
 def _listed(value: Any, annotation: Any, kind: type, args: tuple[Any, ...], path: str) -> Any:

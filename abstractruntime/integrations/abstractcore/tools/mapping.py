@@ -27,11 +27,13 @@ class Tool(Struct, frozen=True):
     signature: Signature
     options: ToolOptions
     is_async: bool
+    #: AbstractCore's, where there is one
+    definition: Any = None
 
     @property
     def spec(self) -> dict[str, Any]:
         """The tool in the form that LLM_CALL takes: `name`, `description`, `parameters`, and what else is said."""
-        definition = getattr(self.function, "_tool_definition", None)
+        definition = self.definition
         text = self.options.description or getattr(definition, "description", None) or _first_line(self.function)
         spec = {"name": self.name, "description": text, "parameters": self.signature.schemas()}
         for extra in ("when_to_use", "examples", "tags"):
@@ -67,16 +69,16 @@ def judged(call: ToolCall, value: Any) -> Result:
     return call.failed(error, output=None if isinstance(output, str) else output)
 
 
-def tool_of(function: Any, name: str | None = None) -> Tool:
-    """A tool from a function, or from an object with `_tool_definition`. Raises ValueError when it has no name."""
+def tool_of(function: Any, name: str | None = None, definition: Any = None) -> Tool:
+    """A tool from a function, also one with a `_tool_definition`. Raises ValueError when it has no name."""
     if not callable(function):
         raise ValueError(f"A tool must be callable, found {function!r:.80}")
     options = options_of(function)
-    definition = getattr(function, "_tool_definition", None)
+    definition = definition or getattr(function, "_tool_definition", None)
     name = name or options.name or getattr(definition, "name", None) or getattr(function, "__name__", None)
     if not isinstance(name, str) or not name.strip() or name == "<lambda>":
         raise ValueError(f"A tool must have a name, {function!r:.80} has none: give it one by tool_options(name=...)")
-    return Tool(name.strip(), function, signature_of(function), options, is_async(function))
+    return Tool(name.strip(), function, signature_of(function), options, is_async(function), definition)
 
 
 class MappingToolExecutor(BatchExecutor):

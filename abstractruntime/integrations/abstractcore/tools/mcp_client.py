@@ -137,9 +137,15 @@ class McpServer:
             return
         self._http = needed("httpx").Client(headers=self._headers, timeout=self.timeout_s)
         self._client = mcp.McpClient(url=self._url, client=self._http, protocol_version=_PROTOCOL)
-        with suppress(mcp.client.McpRpcError):  # a server without sessions
+        try:
             self._client.request(method="initialize", params=_HELLO)
-            self._greet()
+        except mcp.client.McpRpcError:
+            return  # a server without sessions
+        except mcp.client.McpHttpError as error:
+            if str(error).startswith("MCP HTTP 4"):
+                return  # the same; or it refuses us, and says so again when it is asked for something
+            raise
+        self._greet()
 
     def _greet(self) -> None:
         """Tell an HTTP server that the session begins; AbstractCore's client has no notifications."""

@@ -160,9 +160,7 @@ def _text(text: str) -> str:
 
 
 def _integer(number: int) -> Any:
-    if -(2**63) <= number < 2**64:
-        return number
-    return hex(number) if number.bit_length() > 4000 else str(number)
+    return number if number.bit_length() <= 4000 else hex(number)  # Python itself writes no longer ones in decimal
 
 
 def _special(number: float) -> str:

@@ -74,7 +74,7 @@ class AbstractCoreToolExecutor(BatchExecutor):
             return None
         known = self._tools.get(name)
         if known is None or known[0] is not definition:
-            known = self._tools[name] = (definition, tool_of(definition.function, name))
+            known = self._tools[name] = (definition, tool_of(definition.function, name, definition))
         return known[1]
 
     def _look(self, names: list[str]) -> None:

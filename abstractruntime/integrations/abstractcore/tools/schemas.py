@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import (
     Annotated,
@@ -62,19 +63,34 @@ def fields_of(annotation: Any) -> dict[str, tuple[Any, bool]] | None:
     """Type of each field of a dataclass, TypedDict or Struct, and whether it must be given; None for other types."""
     if is_typeddict(annotation):
         required = annotation.__required_keys__
-        hints = get_type_hints(annotation, include_extras=True)
-        return {name: (kind, name in required) for name, kind in hints.items()}
-    if dataclasses.is_dataclass(annotation):
-        hints = get_type_hints(annotation, include_extras=True)
-        unset = dataclasses.MISSING
+        hints = _hints(annotation)
+        marks: dict[Any, bool] = {
+            NotRequired: False,
+            Required: True,
+        }  # these are not among __required_keys__ when written as text
         return {
-            field.name: (hints[field.name], field.default is unset and field.default_factory is unset)
+            name: (hints.get(name, Any), marks.get(get_origin(hints.get(name)), name in required))
+            for name in hints or annotation.__annotations__
+        }
+    if dataclasses.is_dataclass(annotation):
+        hints, unset = _hints(annotation), dataclasses.MISSING
+        return {
+            field.name: (hints.get(field.name, Any), field.default is unset and field.default_factory is unset)
             for field in dataclasses.fields(annotation)
             if field.init
         }
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
-        return {field.encode_name: (field.type, field.required) for field in msgspec.structs.fields(annotation)}
+        with suppress(NameError):  # its types are written as text and cannot be found
+            return {field.encode_name: (field.type, field.required) for field in msgspec.structs.fields(annotation)}
     return None
+
+
+def _hints(annotation: Any) -> dict[str, Any]:
+    """The types of a class's fields; none when they are written as text and cannot be found."""
+    try:
+        return get_type_hints(annotation, include_extras=True)
+    except (NameError, TypeError):
+        return {}
 
 
 def _container(annotation: Any, kind: Any, args: tuple[Any, ...], depth: int) -> Schema:
@@ -106,7 +122,7 @@ def _known(annotation: Any) -> Schema:
     """What msgspec says of dates, UUIDs and the like."""
     try:
         found = msgspec.json.schema(annotation)
-    except TypeError:
+    except (TypeError, NameError):
         return {"type": "string"} if hasattr(annotation, "__fspath__") else {}
     return found if "type" in found else {}
 

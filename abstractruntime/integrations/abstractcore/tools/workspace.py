@@ -55,6 +55,8 @@ _PATHS = frozenset(
         "path", "paths", "filepath", "filepaths", "filename", "filenames", "file", "files", "directorypath",
         "directory", "directories", "dir", "folder", "folders", "folderpath", "folderpaths", "workingdirectory",
         "workingdir", "workdir", "cwd", "root", "rootpath", "target", "targetpath", "source", "destination",
+        "targetfile", "sourcefile", "sourcepath", "inputfile", "inputpath", "outputfile", "outputpath", "relativepath",
+        "absolutepath", "fullpath", "location", "filelocation",
     }
 )  # fmt: skip
 _SEVERAL = frozenset({"paths", "filepaths", "filenames", "files", "directories", "folders", "folderpaths"})
@@ -63,6 +65,7 @@ _PASSED_OVER = frozenset({".git", ".hg", ".svn", ".venv", "venv", "env", "node_m
 #: the vars of the run whose workspace counts here
 _VARS: ContextVar[Mapping[str, Any] | None] = ContextVar("abstractruntime_workspace", default=None)
 _THREADS = WorkerThreads(8)
+_MOST_LINKS = 40
 _MODES = ("workspace_only", "workspace_or_allowed", "all_except_ignored")
 
 
@@ -138,6 +141,14 @@ def confined(call: Mapping[str, Any], vars: Mapping[str, Any]) -> dict[str, Any]
         return f"Workspace: {error}"
 
 
+async def aconfined(call: Mapping[str, Any], vars: Mapping[str, Any]) -> dict[str, Any] | str:
+    """`confined` without blocking the event loop: the disk is read in a thread, and only for file tools."""
+    if str(call.get("name") or "").strip() not in _RULES or not vars.get("workspace_root"):
+        return dict(call)
+    found: dict[str, Any] | str = await _THREADS.run(confined, call, vars)
+    return found
+
+
 @contextmanager
 def in_workspace(vars: Mapping[str, Any]) -> Iterator[None]:
     """Let every executor of ours that is asked inside the block check each call again, just before it begins.
@@ -154,9 +165,9 @@ def in_workspace(vars: Mapping[str, Any]) -> Iterator[None]:
 async def confined_here(name: str, arguments: Any) -> Any | Refused:
     """The arguments as `in_workspace` around this code wants them, or why it refuses them."""
     vars = _VARS.get()
-    if vars is None or name not in _RULES or not vars.get("workspace_root"):
+    if vars is None:
         return arguments
-    found = await _THREADS.run(confined, {"name": name, "arguments": arguments}, vars)
+    found = await aconfined({"name": name, "arguments": arguments}, vars)
     return Refused(found) if isinstance(found, str) else found["arguments"]
 
 
@@ -210,13 +221,18 @@ def _several(value: Any, name: str) -> list[str]:
 
 
 def _real(path: str, start: str) -> str:
+    """The path with all links resolved; of a link that leads to itself nothing can be opened, and it stays."""
     try:
         whole = os.path.join(start, os.path.expanduser(path))
         os.fsencode(whole)
-        real = os.path.realpath(whole)
+        for _ in range(_MOST_LINKS):  # behind a link to itself, realpath leaves the rest of a path unresolved
+            real = os.path.realpath(whole)
+            if real == whole:
+                return real
+            whole = real
     except (OSError, ValueError) as error:
         raise Refused(f"{path!r:.80} is no path: {error}") from error
-    return real
+    raise Refused(f"{path!r:.80} leads through too many links")
 
 
 def _is_under(path: str, folder: str) -> bool:
