@@ -100,19 +100,29 @@ class Attempts:
             return EffectOutcome.failed(f"secrets= raised a {type(error).__name__}", retryable=False)
         if signal.is_set():
             return EffectOutcome.cancelled()
-        call = call_of(run, intent, payload, signal, intent.started_at)
-        if land is not None:
-            call = replace(call, lands=_admitting(land, hidden), loop=asyncio.get_running_loop())
-        return await self.outcome(handler, call, nodes, hidden)
+        troubles: list[StoreError] = []
+        lands = None if land is None else _admitting(land, hidden, troubles)
+        call = call_of(run, intent, payload, signal, intent.started_at, lands)
+        return await self.outcome(handler, call, nodes, hidden, troubles)
 
     async def outcome(
-        self, handler: Handler, call: EffectCall, nodes: Collection[str], hidden: list[str]
+        self,
+        handler: Handler,
+        call: EffectCall,
+        nodes: Collection[str],
+        hidden: list[str],
+        troubles: Collection[StoreError] = (),
     ) -> EffectOutcome:
-        """What the handler makes of the call, without the texts that must stay hidden."""
+        """What the handler makes of the call, without the texts that must stay hidden.
+
+        Of `troubles`, which are the runtime's own, none is a failure of the effect.
+        """
         try:
             value = handler.run(call) if handler.direct else await handler.run(call)
         except StoreError as error:
-            if handler.inside or handler.ours:  # the runtime's own use of its store: no failure of the effect
+            if (
+                handler.inside or handler.ours or error in troubles
+            ):  # the runtime's own use of its store: no failure of the effect
                 raise
             value = await self._failure(call.effect, error)
         except Exception as error:  # a boundary: what a handler raises is the effect's failure
@@ -185,10 +195,18 @@ def nowhere(error: UnknownRun) -> EffectOutcome:
     return EffectOutcome.failed(f"The effect writes to another run: {error}", retryable=False)
 
 
-def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: CancelSignal, now: str) -> EffectCall:
+def call_of(
+    run: RunState,
+    intent: Intent,
+    payload: dict[str, Any],
+    signal: CancelSignal,
+    now: str,
+    lands: Callable[[str, Any], Awaitable[Any]] | None = None,
+) -> EffectCall:
     """One attempt as its handler sees it."""
-    attempts = () if run.intent is None else run.intent.parts or (run.intent,)
-    own = next((attempt for attempt in attempts if attempt.step_id == intent.step_id), None)
+    own = run.intent
+    if own is not None and own.parts:
+        own = next((part for part in own.parts if part.step_id == intent.step_id), None)
     return EffectCall(
         run=run,
         effect=intent.effect if payload is intent.effect.payload else replace(intent.effect, payload=payload),
@@ -201,17 +219,25 @@ def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: Canc
         cancelled=signal,
         answer=own.answer if own is not None else None,
         landed=own.landed if own is not None else {},
+        lands=lands,
+        loop=None if lands is None else asyncio.get_running_loop(),
     )
 
 
-def _admitting(land: Land, hidden: list[str]) -> Callable[[str, Any], Awaitable[Any]]:
-    """Lands what may be persisted of a value, and gives it as it was landed."""
+def _admitting(land: Land, hidden: list[str], troubles: list[StoreError]) -> Callable[[str, Any], Awaitable[Any]]:
+    """Lands what may be persisted of a value, and gives it as it was landed; notes what the store could not do."""
 
     async def lands(part: str, value: Any) -> Any:
         check_text(part, "part")
         safe = admit(value, f"landed {part!r:.80}", deepest=DEEPEST_GIVEN)
         kept = admit(scrub(safe, hidden), f"landed {part!r:.80}")
-        await land(part, kept)
+        try:
+            await land(part, kept)
+        except StoreTooLarge:  # it would be too large the next time too
+            raise
+        except StoreError as error:
+            troubles.append(error)
+            raise
         return kept
 
     return lands

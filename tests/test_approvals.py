@@ -501,6 +501,27 @@ async def test_a_policy_that_asks_about_unknown_outcomes_keeps_the_decision(asyn
     await ticking
 
 
+async def test_a_policy_of_a_host_that_raises_or_cannot_follow_a_run_asks(async_world: World) -> None:
+    class Own:
+        def __init__(self) -> None:
+            self.answer: Any = False
+
+        def requires_approval(self, tool_calls: Any) -> bool:
+            return bool(self.answer / 1)
+
+        def describe(self) -> Any:
+            return {"own": True}
+
+    own = Own()
+    policy_of_run: dict[str, Any] = {"_runtime": {"tool_policy": {}}}
+    rt = async_world.runtime(asking(tools(), policy=own))
+    assert (await rt.run(calling(WRITE), run_id="lets")).status is RunStatus.COMPLETED
+    assert (await rt.run(calling(READ), run_id="cannot", vars=policy_of_run)).status is RunStatus.WAITING
+    own.answer = "broken"
+    state = await rt.run(calling(READ), run_id="raises")
+    assert state.waiting.details["executor"]["policy"] == {"own": True}
+
+
 async def test_an_executor_may_be_one_for_each_run(async_world: World) -> None:
     class Confined:
         def __init__(self, root: str = "") -> None:

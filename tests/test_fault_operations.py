@@ -35,6 +35,8 @@ from abstractruntime import (
     StepPlan,
     StoreError,
     StoreUnclear,
+    WaitReason,
+    WaitState,
 )
 from abstractruntime.core.models import TERMINAL
 
@@ -45,6 +47,8 @@ from .scale import scaled
 from .worlds import a_moment, ask, flow, go
 
 RUN = "r"
+#: the effects that reach outside
+OUTSIDE = ("done", "slow", "flaky", "refused", "asks", "parts")
 
 
 class Outside:
@@ -70,6 +74,19 @@ class Outside:
         self.performed[call.key] += 1
         first = "refused" not in call.run.vars and call.attempt == 1
         return EffectOutcome.failed("not now") if first else EffectOutcome.completed("at last")
+
+    def asks(self, call: EffectCall) -> EffectOutcome:
+        if call.answer is None:
+            return EffectOutcome.asking(WaitState(WaitReason.USER, prompt="May I?"))
+        self.performed[call.key] += 1
+        return EffectOutcome.completed({"told": call.answer.payload})
+
+    async def parts(self, call: EffectCall) -> EffectOutcome:
+        for part in ("one", "two"):
+            if part not in call.landed:
+                self.performed[f"{call.key}:{part}"] += 1
+                await call.land(part, {"part": part})
+        return EffectOutcome.completed(call.landed)
 
     def refused(self, call: EffectCall) -> EffectOutcome:
         self.performed[call.key] += 1
@@ -109,6 +126,8 @@ class Host:
             last=ask("last", "done", {}, "last", "end"),
             slow=ask("slow", "slow", {}, "slow"),
             refused=ask("refused", "refused", {}),
+            asks=ask("asks", "asks", {}, "asked"),
+            parts=ask("parts", "parts", {}, "parts"),
             troubled=self.outside.troubled,
             several=several,
         )
@@ -128,7 +147,7 @@ class Host:
         self.rt = AsyncRuntime(
             run_store=self.store,
             ledger_store=ledgers,
-            effect_handlers={name: getattr(outside, name) for name in ("done", "slow", "flaky", "refused")},
+            effect_handlers={name: getattr(outside, name) for name in OUTSIDE},
             effect_policy=DefaultEffectPolicy(2, default_backoff_base=600.0, default_backoff_max=600.0),
             clock=self.clock,
         )
@@ -149,7 +168,7 @@ class Host:
         """Move the run to this node; one that no other node leads to is reached by a host's save."""
         await self.begin()
         state = await self.rt.get_state(RUN)
-        if node in ("slow", "refused", "troubled", "several"):
+        if node in ("slow", "refused", "troubled", "several", "asks", "parts"):
             state.current_node = node
             await self.store.save(state)
             return state
@@ -217,6 +236,16 @@ async def tick_failing_attempt(host: Host) -> None:
 async def waiting(host: Host) -> None:
     await host.go_to("ask")
     await host.tick()
+
+
+async def asking(host: Host) -> None:
+    await host.go_to("asks")
+    await host.tick()
+
+
+async def decided(host: Host) -> None:
+    await asking(host)
+    await host.answer(await host.rt.get_state(RUN))
 
 
 async def timer_due(host: Host) -> None:
@@ -305,6 +334,10 @@ OPERATIONS: dict[str, Operation] = {
     "a wait": tick_at("ask"),
     "an answer": Operation(waiting, resume),
     "an answer by id": Operation(waiting, resume_by_id),
+    "a question of an effect": tick_at("asks"),
+    "a decision": Operation(asking, resume_by_id),
+    "an effect that was decided about": Operation(decided, lambda host: host.tick()),
+    "parts that land": tick_at("parts"),
     "a timer": Operation(timer_due, lambda host: host.tick()),
     "the end": tick_at("end"),
     "an effect that fails": tick_at("refused"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from abstractruntime.core import kernel
 from abstractruntime.core.models import Commit, RunState, RunStatus
 from abstractruntime.core.questions import Asked, Decision, Question, answer_to
 
+from .scale import scaled
 from .states import AFTER, BEFORE, CANCEL, NOW, PAUSE, STAMP, brief, do, flying, seq
 
 READ = Asked(call_id="c1", runtime_call_id="rt1", name="read_file", needs=False)
@@ -297,3 +299,41 @@ def test_parts_that_land_are_known_to_the_next_attempt_of_their_effect_alone():
     forged = replace(one, effect={"type": "landed", "payload": "x"})
     assert kernel.known_by(run, run.intent, (forged,)).landed == {}
     assert BEFORE < NOW
+
+
+JUNK: list[Any] = [None, 0, 1, "", "true", "yes", [], {}, True, False, {"approved": True}, {"approved": "true"}, ["c1"]]
+NAMES = ["approved", "reason", "arguments", "always", "digest", "decisions", "results", "mode", "approve", "c1", "c2"]
+
+
+def said_yes(payload: Any, call_id: str) -> bool:
+    """Whether a payload approves this call in so many words."""
+    if "decisions" in payload:
+        decision = payload["decisions"].get(call_id, call_id == "c1")  # which needs no approval by itself
+        return decision is True or (isinstance(decision, dict) and decision.get("approved") is True)
+    return payload.get("approved") is True
+
+
+def test_whatever_is_sent_nothing_is_approved_but_what_was_approved_in_so_many_words(seed: int):
+    rng, taken, refused = random.Random(seed), 0, 0
+
+    def anything(depth: int) -> Any:
+        if depth and rng.random() < 0.5:
+            return {name: anything(depth - 1) for name in rng.sample(NAMES, rng.randint(0, 3))}
+        return rng.choice(JUNK)
+
+    for _ in range(scaled(3000, 100_000)):
+        about = {name: rng.choice(JUNK) for name in rng.sample(["c1", "c2"], rng.randint(0, 2))}
+        payload = {"decisions": about} if rng.random() < 0.5 else {"approved": rng.choice(JUNK)}
+        payload |= {rng.choice(NAMES[:6]): anything(2) for _ in range(rng.choice([0, 0, 1, 2]))}
+        try:
+            answer = answer_to(QUESTION, payload)
+        except ValueError:
+            refused += 1
+            continue
+        taken += 1
+        for asked in QUESTION.calls:
+            if answer["calls"][asked.runtime_call_id]["approved"]:
+                assert said_yes(payload, asked.call_id), payload
+        assert set(answer["always"]) <= {"read_file", "write_file"}
+    assert taken > 50
+    assert refused > 500

@@ -18,7 +18,9 @@ from abstractruntime import (
     StepPlan,
     WaitReason,
 )
+from abstractruntime.integrations.abstractcore.approvals import ApprovalToolExecutor
 from abstractruntime.integrations.abstractcore.tool_calls import make_tool_calls_handler
+from abstractruntime.integrations.abstractcore.tool_executor import MappingToolExecutor
 
 from . import worlds
 from .checks import check_ledger
@@ -237,6 +239,69 @@ async def test_secrets_reach_the_tool_and_nothing_that_is_stored(async_world: Wo
     assert seen == ["sk-very-secret"]
     assert state.output["result"]["results"][0]["output"] == "paid with [redacted]"
     assert "sk-very-secret" not in str(await rt.get_ledger("r"))
+
+
+async def test_our_executor_of_functions_lands_each_call_by_itself(world: World) -> None:
+    async def double(n: int) -> int:
+        return 2 * n
+
+    rt = world.runtime(handlers(MappingToolExecutor.from_tools([add, double])))
+    state = await rt.run(calling(SUM, call("double", "c2", n="4"), call("add", "c3", a=1)), run_id="r")
+    results = brief(state.output["result"])
+    assert results[:2] == [("add", True, 3), ("double", True, 8)]
+    assert results[2][1] is False
+    ledger = await rt.get_ledger("r")
+    assert statuses(ledger, "landed") == ["completed"] * 3
+    check_ledger(state, ledger)
+
+
+def workspace(folder: Path) -> dict[str, Any]:
+    root = folder / "workspace"
+    root.mkdir()
+    (root / "notes.txt").write_text("notes")
+    (folder / "secret.txt").write_text("secret")
+    (root / "link.txt").symlink_to(folder / "secret.txt")
+    return {"workspace_root": str(root)}
+
+
+ESCAPES = ["../secret.txt", "link.txt", "{folder}/secret.txt", "sub/../../secret.txt"]
+
+
+@pytest.mark.parametrize("kind", [Tools, SyncTools])
+async def test_file_tools_stay_in_the_workspace_whoever_runs_them(tmp_path: Path, kind: Any) -> None:
+    """A host's executor gets paths that are resolved; those that lead out are refused before it hears of them."""
+    async_world = World("async", "memory", tmp_path)
+    vars, seen = workspace(tmp_path), list[str]()
+
+    def read_file(file_path: str) -> str:
+        seen.append(file_path)
+        return Path(file_path).read_text()
+
+    paths = ["notes.txt", *(path.format(folder=tmp_path) for path in ESCAPES)]
+    calls = [call("read_file", f"c{n}", file_path=path) for n, path in enumerate(paths)]
+    state = await async_world.runtime(handlers(kind(read_file=read_file))).run(calling(*calls), run_id="r", vars=vars)
+    first, *others = state.output["result"]["results"]
+    assert (first["output"], seen) == ("notes", [str(tmp_path / "workspace" / "notes.txt")])
+    assert all(one["error"].startswith("Workspace: ") for one in others)
+    assert len(others) == len(ESCAPES)
+    await async_world.close()
+
+
+async def test_a_path_that_leads_out_is_not_asked_about_and_no_edit_leads_out_either(tmp_path: Path) -> None:
+    async_world = World("async", "memory", tmp_path)
+    tools = Tools(write_file=lambda file_path, content: Path(file_path).write_text(content))
+    rt = async_world.runtime(handlers(ApprovalToolExecutor(delegate=tools)))
+    calls = [call("write_file", "c1", file_path="../out.txt", content="x")]
+    calls += [call("write_file", f"c{n}", file_path="in.txt", content="x") for n in (2, 3)]
+    workflow = calling(*calls)
+    await rt.run(workflow, run_id="r", vars=workspace(tmp_path))
+    (item,) = (await rt.list_approvals()).items
+    assert [one["arguments"]["file_path"] for one in item["calls"]] == ["in.txt", "in.txt"], "as the model gave it"
+    edits = {"c3": {"file_path": "../out.txt", "content": "x"}}
+    state = await rt.approve("r", item["wait_key"], digest=item["digest"], arguments=edits, workflow=workflow)
+    assert [one[1] for one in brief(state.output["result"])] == [False, True, False]
+    assert not (tmp_path / "out.txt").exists()
+    await async_world.close()
 
 
 # -- landing

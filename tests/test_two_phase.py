@@ -24,6 +24,7 @@ from abstractruntime import (
     RunStatus,
     StaleResumeError,
     StepPlan,
+    StoreError,
     UnsafeValue,
     WaitReason,
     WaitState,
@@ -34,7 +35,7 @@ from abstractruntime.core.questions import Asked, Question
 from . import worlds
 from .checks import check_ledger, check_on_the_way
 from .dict_stores import DictLedgerStore, DictRunStore
-from .faults import FaultyBackend, ProcessDied
+from .faults import BreakableRunStore, Fault, FaultyBackend, ProcessDied
 from .test_fault_walk import every_layer
 from .worlds import Gate, World, eventually, flow, statuses
 
@@ -338,6 +339,38 @@ async def test_a_failed_attempt_leaves_what_it_landed_to_the_next(async_world: W
     state = await rt.run(asks(), run_id="r")
     assert state.output["result"] == {"a1": 1, "a2": 2, "a3": 3}
     assert seen == [{}, {"a1": 1}, {"a1": 1, "a2": 2}]
+    check_ledger(state, await rt.get_ledger("r"))
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_a_store_in_trouble_is_no_failure_of_the_effect(async_world: World, goes_on: bool) -> None:
+    done: Counter[str] = Counter()
+    runs, ledgers = async_world.stores()
+    store = BreakableRunStore(runs)
+
+    async def perform(call: EffectCall) -> EffectOutcome:
+        for part in ("a", "b"):
+            if part not in call.landed:
+                done[part] += 1
+                try:
+                    await call.land(part, part)
+                except StoreError:
+                    store.backend.repair()
+                    if not goes_on:
+                        raise
+                    call.landed[part] = part
+            if part == "a" and call.attempt == 1:
+                store.backend.arm(frozenset({"commit"}), 1, Fault(StoreError))
+        return EffectOutcome.completed(sorted(call.landed))
+
+    rt, workflow = async_world.runtime({"write": perform}, stores=(store, ledgers)), asks()
+    await rt.start(workflow=workflow, run_id="r")
+    if not goes_on:
+        with pytest.raises(StoreError, match="commit went wrong"):
+            await rt.tick(workflow=workflow, run_id="r")
+    state = await rt.tick(workflow=workflow, run_id="r")
+    assert (state.status, state.output["result"]) == (RunStatus.COMPLETED, ["a", "b"])
+    assert done == {"a": 1, "b": 1 if goes_on else 2}
     check_ledger(state, await rt.get_ledger("r"))
 
 

@@ -166,7 +166,7 @@ class EffectCall(Struct, frozen=True, kw_only=True):
         Parts that come while a commit is on its way share the next one. A part that lands again replaces the earlier
         value. For async handlers; a sync one, in its thread, has `land_blocking`. Raises `UnsafeValue` for what JSON
         cannot carry, `EffectWithdrawn` when the effect was cancelled or taken over, and StoreError when the store could
-        not take it; what the handler returns still lands then.
+        not take it. A handler that lets that pass is called again by a later tick; one that goes on without may.
         """
         self.landed[part] = value if self.lands is None else await self.lands(part, value)
 

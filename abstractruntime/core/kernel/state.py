@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import asdict, replace
+from msgspec.structs import asdict, force_setattr, replace
 
 from ..config import is_far_from_limits, limit_warnings
 from ..models import (
@@ -125,7 +125,10 @@ def commit(
         if before.intent is not None and before.intent.parts:
             run.tokens = added(run.tokens, *(part.ended.tokens for part in before.intent.parts if part.ended))
     elif not run.intent.children:
-        run.intent = replace(run.intent, known=run.records)
+        if run.intent is before.intent:
+            run.intent = replace(run.intent, known=run.records)
+        else:  # it was made for this commit, and nobody else has it; every promise comes this way
+            force_setattr(run.intent, "known", run.records)
     return Commit(
         run=run,
         before=before,

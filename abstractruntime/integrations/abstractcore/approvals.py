@@ -6,6 +6,7 @@ ask. What is asked, and what an answer must look like, is in `tool_calls` and `a
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from copy import copy
@@ -15,6 +16,8 @@ from abstractruntime.core.models import RunState
 from abstractruntime.core.outcomes import CancelSignal
 
 from .executing import OnResult, execute, executor_for
+
+log = logging.getLogger("abstractruntime")
 
 #: look at what is there, in places that the workspace or a search engine sets
 AUTO_APPROVED = frozenset(
@@ -31,6 +34,15 @@ NEED_APPROVAL = frozenset(
         "send_telegram_message", "send_whatsapp_message", "skim_url", "write_file",
     }
 )  # fmt: skip
+
+
+def _named(names: Iterable[str] | None, default: frozenset[str], what: str) -> frozenset[str]:
+    if names is None:
+        return default
+    found = frozenset(names) if not isinstance(names, str) else None
+    if found is None or not all(isinstance(name, str) for name in found):
+        raise TypeError(f"{what} must be a list of tool names, found {names!r:.80}")
+    return frozenset(name.strip() for name in found)
 
 
 class ToolApprovalPolicy:
@@ -78,7 +90,7 @@ class ToolApprovalPolicy:
         if override is None:
             return self
         if not is_readable(override):
-            return ToolApprovalPolicy(auto_approve_tools=(), require_approval_tools=())
+            return ASK_ALWAYS
         auto, require = override.get("auto_approve_tools"), override.get("require_approval_tools")
         policy = ToolApprovalPolicy(
             auto_approve_tools=self.auto_approve_tools if auto is None else auto,
@@ -93,6 +105,10 @@ class ToolApprovalPolicy:
             "auto_approve_tools": sorted(self.auto_approve_tools),
             "require_approval_tools": sorted(self.require_approval_tools),
         }
+
+
+#: a policy that lets nothing pass
+ASK_ALWAYS = ToolApprovalPolicy(auto_approve_tools=(), require_approval_tools=())
 
 
 def is_readable(override: Any) -> bool:
@@ -116,7 +132,8 @@ class ApprovalToolExecutor:
 
     Args:
         delegate: the executor that performs the calls.
-        policy: which calls ask; `ToolApprovalPolicy()` by default. A run may override it in its vars.
+        policy: which calls ask; `ToolApprovalPolicy()` by default. A run may override it in its vars. Of one of your
+            own with `requires_approval(tool_calls)` and `describe()`, what it raises is a yes.
         wait_key_factory: makes the key of a wait, `factory() -> str`; by default it is
             `tool_approval:<run>:<node>:<id>`.
         expires_after_s: seconds after which what nobody decided counts as denied, with the reason "expired".
@@ -178,15 +195,25 @@ class ApprovalToolExecutor:
     def for_run(self, run: RunState) -> ApprovalToolExecutor:
         """This executor under the policy of the run, on the delegate for it."""
         runtime = run.vars.get("_runtime")
+        override = runtime.get("tool_policy") if isinstance(runtime, dict) else None
         made = copy(self)
         made.delegate = executor_for(self.delegate, run)
-        made._policy = self._policy.for_run(runtime.get("tool_policy") if isinstance(runtime, dict) else None)
+        for_run = getattr(self._policy, "for_run", None)
+        if for_run is not None:
+            made._policy = for_run(override)
+        elif override is not None:  # a policy of the host that cannot follow it
+            made._policy = ASK_ALWAYS
         return made
 
     def asks(self, tool_calls: list[dict[str, Any]]) -> dict[str, Any] | None:
         """What is asked about these calls; None when they may be performed."""
         policy = self._policy
-        if not policy.requires_approval(tool_calls):
+        try:
+            needed = policy.requires_approval(tool_calls)
+        except Exception:  # a boundary: whatever a policy of the host raises, nothing passes unseen
+            log.exception("%s could not say whether to ask; it is asked", type(policy).__name__)
+            needed = True
+        if not needed:
             return None
         asked: dict[str, Any] = {
             "mode": "approval_required",
@@ -203,12 +230,3 @@ class ApprovalToolExecutor:
         setter = getattr(self.delegate, "set_timeout_s", None)
         if setter is not None:
             setter(timeout_s)
-
-
-def _named(names: Iterable[str] | None, default: frozenset[str], what: str) -> frozenset[str]:
-    if names is None:
-        return default
-    found = frozenset(names) if not isinstance(names, str) else None
-    if found is None or not all(isinstance(name, str) for name in found):
-        raise TypeError(f"{what} must be a list of tool names, found {names!r:.80}")
-    return frozenset(name.strip() for name in found)

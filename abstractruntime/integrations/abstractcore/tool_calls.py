@@ -29,6 +29,7 @@ from abstractruntime.evidence import EvidenceRecorder
 from .approvals import ToolApprovalPolicy, is_readable
 from .executing import execute, executor_for, in_thread
 from .tool_batch import Batch, Call, Result, as_result, asked_of, batch_of, paired, result_for
+from .tools import confined, in_workspace
 
 log = logging.getLogger("abstractruntime")
 
@@ -152,6 +153,13 @@ class _Attempt:
         self, executor: Any, calls: list[Call], places: list[int], *, approved: bool = False
     ) -> EffectOutcome | None:
         """Let the executor perform the calls; what it asks, if it does not."""
+        vars = self._call.run.vars
+        sent = dict(enumerate(calls))
+        if vars.get("workspace_root") is not None:
+            sent = await in_thread(self._confined, calls)
+        calls, places = [calls[index] for index in sent], [places[index] for index in sent]
+        if not calls:
+            return None
 
         async def on_result(index: int, given: Any) -> None:
             await self._land(calls[index], given)
@@ -159,9 +167,14 @@ class _Attempt:
         try:
             if executor is None:
                 raise RuntimeError("ToolExecutor is not configured for approval resumes")
-            given = await execute(
-                executor, calls, approved=approved, on_result=on_result, cancelled=self._call.cancelled
-            )
+            with in_workspace(vars):  # each call again, when it begins: an earlier one may have made a link
+                given = await execute(
+                    executor,
+                    list(sent.values()),
+                    approved=approved,
+                    on_result=on_result,
+                    cancelled=self._call.cancelled,
+                )
             if approved and (not isinstance(given, dict) or given.get("mode") == "approval_required"):
                 raise RuntimeError("the executor did not perform what was approved")
         except (StoreError, EffectWithdrawn):
@@ -180,6 +193,17 @@ class _Attempt:
             if calls[index]["runtime_call_id"] not in self._done:
                 self._done[calls[index]["runtime_call_id"]] = self._result(calls[index], result)
         return None
+
+    def _confined(self, calls: list[Call]) -> dict[int, Call]:
+        """The calls that stay inside the run's workspace, their paths resolved; the others are refused."""
+        sent: dict[int, Call] = {}
+        for index, call in enumerate(calls):
+            found = confined(call, self._call.run.vars)
+            if isinstance(found, str):
+                self._done[call["runtime_call_id"]] = result_for(call, error=found)
+            else:
+                sent[index] = found
+        return sent
 
     async def _land(self, call: Call, given: Any) -> None:
         """A call has a result: land it. What the store cannot take now lands with the whole batch."""
