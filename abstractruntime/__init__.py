@@ -9,6 +9,7 @@ from .core.errors import (
     AbstractRuntimeError,
     ArtifactConflict,
     EffectInFlight,
+    EffectWithdrawn,
     InvalidAnswer,
     InvalidCursor,
     InvalidId,
@@ -61,6 +62,7 @@ from .core.models import (
 )
 from .core.outcomes import CancelSignal, Change, EffectCall, EffectHandler, EffectOutcome
 from .core.policy import DefaultEffectPolicy, EffectPolicy, NoRetryPolicy, RetryPolicy, compute_idempotency_key
+from .core.questions import Asked, Decision, Question
 from .core.spec import RunContext, WorkflowSpec
 from .core.typed import TypedRun
 from .deleting import DeletedRun
@@ -170,6 +172,7 @@ __all__ = [
     "ArtifactDescriptor",
     "ArtifactMetadata",
     "ArtifactStore",
+    "Asked",
     "AsyncFileArtifactStore",
     "AsyncHashChainedLedgerStore",
     "AsyncInMemoryArtifactStore",
@@ -200,6 +203,7 @@ __all__ = [
     "CommandCursorStore",
     "CommandRecord",
     "CommandStore",
+    "Decision",
     "DefaultEffectPolicy",
     "DeletableCommandStore",
     "DeletableLedgerStore",
@@ -212,6 +216,7 @@ __all__ = [
     "EffectOutcome",
     "EffectPolicy",
     "EffectType",
+    "EffectWithdrawn",
     "FileArtifactStore",
     "HashChainedLedgerStore",
     "InMemoryArtifactStore",
@@ -243,6 +248,7 @@ __all__ = [
     "Page",
     "Quarantined",
     "QueryableRunStore",
+    "Question",
     "ReentrantTick",
     "Request",
     "RetryPolicy",

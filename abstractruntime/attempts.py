@@ -6,9 +6,10 @@ outcome of its effect.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, TypeAlias
 
 from msgspec.structs import replace
 
@@ -16,15 +17,19 @@ from .core import portal
 from .core.capacity import Capacity
 from .core.classify import is_retryable, retry_after
 from .core.clock import Clock
+from .core.codec import DEEPEST_GIVEN
 from .core.errors import SecretUnavailable, StoreError, StoreTooLarge, UnknownRun
 from .core.ids import check_text
 from .core.models import Effect, EffectType, Intent, RunState
 from .core.outcomes import CancelSignal, EffectCall, EffectOutcome
 from .core.policy import EffectPolicy, UnknownRule, has_default_keys, pause_before_retry, unknown_rule
-from .core.secrets import Secrets, reveal
+from .core.secrets import Secrets, admit, reveal, scrub
 from .effects.handlers import Handler, checked_outcome
 
 log = logging.getLogger("abstractruntime")
+
+#: makes a part of an effect durable
+Land: TypeAlias = Callable[[str, Any], Awaitable[None]]
 
 
 class Attempts:
@@ -72,9 +77,18 @@ class Attempts:
         return await portal.here(unknown_rule, self.policy, effect)
 
     async def perform(
-        self, run: RunState, intent: Intent, raw: dict[str, Any] | None, signal: CancelSignal, nodes: Collection[str]
+        self,
+        run: RunState,
+        intent: Intent,
+        raw: dict[str, Any] | None,
+        signal: CancelSignal,
+        nodes: Collection[str],
+        land: Land | None = None,
     ) -> EffectOutcome:
-        """Call the handler and return what may be persisted of its outcome. `run` is a copy that it may change."""
+        """Call the handler and return what may be persisted of its outcome. `run` is a copy that it may change.
+
+        What the handler lands of the effect goes to `land`.
+        """
         handler = self._handlers.get(intent.effect.type)
         if handler is None:
             return no_handler(intent.effect)
@@ -86,7 +100,10 @@ class Attempts:
             return EffectOutcome.failed(f"secrets= raised a {type(error).__name__}", retryable=False)
         if signal.is_set():
             return EffectOutcome.cancelled()
-        return await self.outcome(handler, call_of(run, intent, payload, signal, intent.started_at), nodes, hidden)
+        call = call_of(run, intent, payload, signal, intent.started_at)
+        if land is not None:
+            call = replace(call, lands=_admitting(land, hidden), loop=asyncio.get_running_loop())
+        return await self.outcome(handler, call, nodes, hidden)
 
     async def outcome(
         self, handler: Handler, call: EffectCall, nodes: Collection[str], hidden: list[str]
@@ -170,6 +187,8 @@ def nowhere(error: UnknownRun) -> EffectOutcome:
 
 def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: CancelSignal, now: str) -> EffectCall:
     """One attempt as its handler sees it."""
+    attempts = () if run.intent is None else run.intent.parts or (run.intent,)
+    own = next((attempt for attempt in attempts if attempt.step_id == intent.step_id), None)
     return EffectCall(
         run=run,
         effect=intent.effect if payload is intent.effect.payload else replace(intent.effect, payload=payload),
@@ -180,4 +199,19 @@ def call_of(run: RunState, intent: Intent, payload: dict[str, Any], signal: Canc
         attempt=intent.attempt,
         now=now,
         cancelled=signal,
+        answer=own.answer if own is not None else None,
+        landed=own.landed if own is not None else {},
     )
+
+
+def _admitting(land: Land, hidden: list[str]) -> Callable[[str, Any], Awaitable[Any]]:
+    """Lands what may be persisted of a value, and gives it as it was landed."""
+
+    async def lands(part: str, value: Any) -> Any:
+        check_text(part, "part")
+        safe = admit(value, f"landed {part!r:.80}", deepest=DEEPEST_GIVEN)
+        kept = admit(scrub(safe, hidden), f"landed {part!r:.80}")
+        await land(part, kept)
+        return kept
+
+    return lands

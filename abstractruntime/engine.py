@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from .cascade import Action, Cascade
 from .children import Children
 from .core import kernel, portal
+from .core.capacity import Line, line_of
 from .core.clock import Clock, parse_instant
 from .core.config import EnforceLimits
 from .core.errors import (
@@ -196,7 +197,7 @@ class Engine:
         tick: _Tick,
     ) -> RunState:
         try:
-            while steps_left > 0 or (tick.moving and kernel.has_children(run)):
+            while (steps_left > 0 or (tick.moving and kernel.has_children(run))) and not tick.is_called_off():
                 intent = run.intent
                 held = intent is not None and intent.token is not None and await self._leases.is_held(run)
                 stamp = self._performer.stamp()
@@ -315,15 +316,16 @@ class Engine:
         turn.users += 1
         try:
             async with turn.lock:
-                tick = _Tick(run_id, family)
-                token = _inside.set((*inside, tick))
-                self._ticks.add(tick)
-                try:
-                    yield tick
-                finally:
-                    tick.task = None
-                    self._ticks.discard(tick)
-                    _inside.reset(token)
+                with line_of(run_id, nested=bool(inside)) as line:
+                    tick = _Tick(run_id, family, line)
+                    token = _inside.set((*inside, tick))
+                    self._ticks.add(tick)
+                    try:
+                        yield tick
+                    finally:
+                        tick.task = None
+                        self._ticks.discard(tick)
+                        _inside.reset(token)
         finally:
             turn.users -= 1
             if not turn.users:
@@ -333,17 +335,23 @@ class Engine:
 class _Tick:
     """One tick under way."""
 
-    __slots__ = ("disturbed", "family", "moving", "nest", "run_id", "spoiled", "task")
+    __slots__ = ("_line", "disturbed", "family", "moving", "nest", "run_id", "spoiled", "task")
 
-    def __init__(self, run_id: str, family: Family) -> None:
+    def __init__(self, run_id: str, family: Family, line: Line | None) -> None:
         self.run_id, self.family = run_id, family
         #: the children of the effect that it came to last
         self.nest: Nest | None = None
         #: whether it may take steps at all
         self.moving = True
         self.task = asyncio.current_task()
+        #: where whoever asked for it, or for the one that it is inside of, says that it is to go no further
+        self._line = line
         #: whether the node asked last changed the run from outside, and how many steps in a row that spoiled
         self.disturbed, self.spoiled = False, 0
+
+    def is_called_off(self) -> bool:
+        """Whether it is to end before its next step."""
+        return self._line is not None and self._line.closed()
 
 
 class _Turn:

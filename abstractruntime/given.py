@@ -6,6 +6,7 @@ from typing import Any
 
 from .attempts import Attempts
 from .core.config import RuntimeConfig
+from .core.models import EffectType
 from .core.policy import EffectPolicy
 
 
@@ -60,3 +61,15 @@ class HasParts:
     def set_effect_policy(self, policy: EffectPolicy) -> None:
         """Replace the policy, from the next effect on."""
         self._attempts.set_policy(policy)
+
+    def set_tool_executor_for_resume(self, executor: Any) -> None:
+        """Let this executor perform the tool calls that are approved; without it, the one that asked does.
+
+        Raises TypeError when the handler of TOOL_CALLS is none of `make_tool_calls_handler`: approved calls are
+        performed by that handler, as part of its effect, and never inside `resume()`.
+        """
+        handler = self._attempts.handler(EffectType.TOOL_CALLS)
+        use = getattr(handler.function, "set_executor_for_resume", None) if handler is not None else None
+        if use is None:
+            raise TypeError("Give the runtime a handler of TOOL_CALLS that make_tool_calls_handler() has made first.")
+        use(executor)

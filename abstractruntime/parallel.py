@@ -10,27 +10,22 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
-from msgspec.structs import replace
-
 from .attempts import Attempts, nowhere, too_large
+from .claims import Claim, ClaimGone
 from .core import kernel
 from .core.clock import Clock, iso, parse_instant
 from .core.codec import copy_of_run
-from .core.errors import RevisionConflict, StoreError, StoreTooLarge, UnknownRun
+from .core.errors import StoreError, StoreTooLarge, UnknownRun
 from .core.journal import Journal
 from .core.leases import Flight
-from .core.models import Commit, Effect, Elsewhere, Intent, Request, RunState
+from .core.models import Effect, Intent, RunState
 from .core.outcomes import CancelSignal, EffectOutcome
-from .landings import Landing, Landings
-from .others import commits_elsewhere
+from .landings import Landing
 
 log = logging.getLogger("abstractruntime")
-
-
-class _Gone(Exception):
-    """The claim on the step is gone: withdrawn by a cancel, or taken over."""
 
 
 class _StepFailed(Exception):
@@ -46,23 +41,20 @@ class ParallelStep:
         journal: Journal,
         attempts: Attempts,
         clock: Clock,
-        stamp: Callable[[], kernel.Stamp],
-        answer: Callable[[RunState, tuple[Request, ...], kernel.Stamp], Awaitable[Commit]],
+        claim: Claim,
         max_inline_backoff: float,
         too_late: Callable[[RunState, Intent, EffectOutcome], Awaitable[RunState]],
         kept: dict[str, EffectOutcome],
         still_holds: Callable[[Flight], Awaitable[bool]],
         spoke: Callable[[Effect, EffectOutcome], Awaitable[None]],
-        run: RunState,
         flight: Flight,
         raws: list[dict[str, Any]] | None,
         nodes: Collection[str],
     ) -> None:
-        self._journal, self._attempts, self._clock, self._stamp = journal, attempts, clock, stamp
+        self._journal, self._attempts, self._clock, self._claim = journal, attempts, clock, claim
         self._max_inline_backoff, self._too_late, self._kept = max_inline_backoff, too_late, kept
-        self._still_holds, self._answer, self._spoke = still_holds, answer, spoke
-        self._run, self._flight, self._raws, self._nodes = run, flight, raws, nodes
-        self._landings = Landings(self._land)
+        self._still_holds, self._spoke = still_holds, spoke
+        self._flight, self._raws, self._nodes = flight, raws, nodes
         self._parked: list[str] = []
         #: what the store could not take; the effects under way end all the same, and their outcomes are kept
         self._trouble: StoreError | None = None
@@ -72,28 +64,25 @@ class ParallelStep:
         try:
             outcome = await self._flight.attend(self._all())
         finally:
-            await self._landings.close()
+            await self._claim.close()
         if outcome.status == "cancelled":  # withdrawn, or taken over behind our back
-            return (await self._journal.load(self._run.run_id)).run
+            return (await self._journal.load(self._claim.run.run_id)).run
         if self._trouble is not None:
             raise self._trouble
         try:
             if self._parked and kernel.failure_of(self._intent) is None:
                 due = max(self._parked)
-                return await self._committed(lambda run, stamp: kernel.park(run, due, stamp))
-            return await self._committed(kernel.settle_all)
+                return await self._claim.committed(lambda run, stamp: kernel.park(run, due, stamp))
+            return await self._claim.committed(kernel.settle_all)
         except StoreTooLarge as error:
             why = f"The results together cannot be stored: {error}"
-            return await self._committed(lambda run, stamp: kernel.settle_all(run, stamp, failure=why))
-        except _Gone:
-            return self._run
+            return await self._claim.committed(lambda run, stamp: kernel.settle_all(run, stamp, failure=why))
+        except ClaimGone:
+            return self._claim.run
 
     @property
     def _intent(self) -> Intent:
-        intent = self._run.intent
-        if intent is None or intent.token != self._flight.token:
-            raise _Gone
-        return intent
+        return self._claim.intent
 
     async def _all(self) -> EffectOutcome:
         signals: list[CancelSignal] = []
@@ -108,7 +97,7 @@ class ParallelStep:
                             group.create_task(self._part(part.seq, signals[-1], width))
         except* _StepFailed:
             pass
-        except* _Gone:
+        except* ClaimGone:
             gone = True
         finally:
             for signal in signals:  # a thread that nobody can stop is told at least
@@ -130,7 +119,7 @@ class ParallelStep:
                         return
                 pause = await self._attempts.pause(part, outcome)
                 due = None if pause is None else iso(self._clock.now() + timedelta(seconds=pause))
-                landing = self._landings.add(self._ended(part, outcome, due))
+                landing = self._claim.add(self._ended(part, outcome, due))
                 if pause is None:
                     break  # the next in line begins in the commit that this landing is part of
                 if not await self._landed(landing, part, outcome):
@@ -157,9 +146,10 @@ class ParallelStep:
     async def _attempt(self, part: Intent, signal: CancelSignal) -> EffectOutcome:
         raw = self._raws[part.seq - self._intent.seq] if self._raws else None
         if not await self._still_holds(self._flight):  # this process was stopped meanwhile, and another performs
-            raise _Gone
+            raise ClaimGone
+        land = partial(self._claim.land, part)
         try:
-            outcome = await self._attempts.perform(copy_of_run(self._run), part, raw, signal, self._nodes)
+            outcome = await self._attempts.perform(copy_of_run(self._claim.run), part, raw, signal, self._nodes, land)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -173,7 +163,7 @@ class ParallelStep:
         return outcome
 
     async def _landed(
-        self, landing: asyncio.Future[None], part: Intent | None = None, outcome: EffectOutcome | None = None
+        self, landing: Awaitable[None], part: Intent | None = None, outcome: EffectOutcome | None = None
     ) -> bool:
         """Whether it is durable. An outcome that the store cannot take is kept, one that comes too late journaled."""
         try:
@@ -181,21 +171,21 @@ class ParallelStep:
             return True
         except UnknownRun as error:
             assert part is not None
-            return await self._landed(self._landings.add(self._ended(part, nowhere(error), None)), part)
+            return await self._landed(self._claim.add(self._ended(part, nowhere(error), None)), part)
         except StoreError as error:
             if part is not None and outcome is not None:
                 if isinstance(error, StoreTooLarge) and outcome.status != "failed":
-                    return await self._landed(self._landings.add(self._ended(part, too_large(error), None)), part)
+                    return await self._landed(self._claim.add(self._ended(part, too_large(error), None)), part)
                 self._kept[part.step_id] = outcome
             self._trouble = error
             return False
-        except _Gone:
+        except ClaimGone:
             if part is not None and outcome is not None:
-                await self._too_late(self._run, part, outcome)
+                await self._too_late(self._claim.run, part, outcome)
             raise
 
-    def _begun(self, part: Intent) -> asyncio.Future[None]:
-        return self._landings.add(Landing(lambda run, stamp: kernel.begun_record(run, part, stamp)))
+    def _begun(self, part: Intent) -> Awaitable[None]:
+        return self._claim.add(Landing(lambda run, stamp: kernel.begun_record(run, part, stamp)))
 
     def _ended(self, part: Intent, outcome: EffectOutcome, retry_at: str | None) -> Landing:
         completed = outcome.status == "completed"
@@ -209,41 +199,3 @@ class ParallelStep:
 
     def _part_now(self, seq: int) -> Intent:
         return self._intent.parts[seq - self._intent.seq]
-
-    async def _land(self, landings: list[Landing]) -> None:
-        requests = tuple(request for landing in landings for request in landing.requests)
-        messages = tuple(message for landing in landings for message in landing.messages)
-        lookup_key = landings[0].lookup_key
-
-        def commit(run: RunState, stamp: kernel.Stamp) -> Commit:
-            records = tuple(landing.record(run, stamp) for landing in landings)
-            made = kernel.landing(run, records, requests, stamp, lookup_key=lookup_key)
-            return replace(made, messages=messages) if messages else made
-
-        await self._committed(commit, tuple(other for landing in landings for other in landing.elsewhere))
-
-    async def _committed(
-        self, make: Callable[[RunState, kernel.Stamp], Commit], elsewhere: tuple[Elsewhere, ...] = ()
-    ) -> RunState:
-        """Make the commit from the run as it is, again after each conflict while the claim is still ours."""
-        while True:
-            try:
-                _ = self._intent  # or it is gone
-                stamp = self._stamp()
-                commit = make(self._run, stamp)
-                if elsewhere:
-                    commit = replace(commit, also=await commits_elsewhere(self._journal, elsewhere, stamp))
-                self._run = await self._journal.commit(commit)
-                return self._run
-            except RevisionConflict:
-                await self._reload()
-
-    async def _reload(self) -> None:
-        loaded = await self._journal.load(self._run.run_id)
-        self._run = loaded.run
-        _ = self._intent  # or it is gone
-        if loaded.requests:
-            try:
-                self._run = await self._journal.commit(await self._answer(self._run, loaded.requests, self._stamp()))
-            except RevisionConflict:
-                await self._reload()

@@ -12,12 +12,14 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 
 from .attempts import Attempts, call_of, no_handler, nowhere, too_large
 from .children import Children
+from .claims import Claim
 from .core import kernel
 from .core.clock import Clock, iso
 from .core.codec import copy_of_run
@@ -48,7 +50,7 @@ log = logging.getLogger("abstractruntime")
 #: seconds that a cancelled tick may take to hand its effect back
 _HAND_BACK_WITHIN = 10.0
 
-#: outcomes that are kept for a store that could not take them
+#: outcomes that are kept for a store that could not take them, and payloads with raw secrets
 _MOST_KEPT = 1_000
 
 
@@ -214,19 +216,18 @@ class Performer:
     async def _perform(self, run: RunState, flight: Flight, raws: Raws | None, nodes: Collection[str]) -> RunState:
         intent = run.intent
         assert intent is not None
+        claim = Claim(journal=self._journal, stamp=self.stamp, answer=self._children.answer, run=run, flight=flight)
         if intent.parts:
             step = ParallelStep(
                 journal=self._journal,
                 attempts=self._attempts,
                 clock=self._clock,
-                stamp=self.stamp,
-                answer=self._children.answer,
+                claim=claim,
                 max_inline_backoff=self._max_inline_backoff,
                 too_late=self._too_late,
                 kept=self._kept,
                 still_holds=self._leases.still_holds,
                 spoke=self._spoke,
-                run=run,
                 flight=flight,
                 raws=raws,
                 nodes=nodes,
@@ -235,8 +236,13 @@ class Performer:
         else:
             raw = raws[0] if raws else None
             if await self._leases.still_holds(flight):
-                work = self._attempts.perform(copy_of_run(run), intent, raw, flight.signal, nodes)
-                outcome = await flight.attend(work)
+                land = partial(claim.land, intent)
+                work = self._attempts.perform(copy_of_run(run), intent, raw, flight.signal, nodes, land)
+                try:
+                    outcome = await flight.attend(work)
+                finally:
+                    await claim.close()
+                run = claim.run
             else:  # this process was stopped meanwhile, and another performs it
                 outcome = EffectOutcome.cancelled()
             run = await self._settle(run, intent, outcome)
@@ -248,6 +254,8 @@ class Performer:
         again = run.intent is not None and run.intent.seq == intent.seq
         if again and raws is not None and raws != [part.effect.payload for part in intent.parts or (intent,)]:
             self._raw[run.run_id, intent.seq] = raws
+            while len(self._raw) > _MOST_KEPT:  # runs may wait for days; their secrets are asked for again then
+                del self._raw[next(iter(self._raw))]
         elif self._raw:
             self._raw.pop((run.run_id, intent.seq), None)
 
@@ -256,6 +264,8 @@ class Performer:
         pause = await self._attempts.pause(intent, outcome)
         try:
             while True:
+                if run.intent is None or run.intent.token != intent.token:
+                    return await self._too_late(run, intent, outcome)
                 stamp = self.stamp()
                 try:
                     if pause is None:
@@ -267,12 +277,8 @@ class Performer:
                 except RevisionConflict:
                     loaded = await self._journal.load(run.run_id)
                     run = loaded.run
-                    if run.intent is None or run.intent.token != intent.token:
-                        return await self._too_late(run, intent, outcome)
-                    if loaded.requests:
+                    if loaded.requests and run.intent is not None and run.intent.token == intent.token:
                         run = await self._answered(run, loaded.requests) or run
-                        if run.intent is None:
-                            return await self._too_late(run, intent, outcome)
         except UnknownRun as error:
             return await self._settle(run, intent, nowhere(error))
         except StoreTooLarge as error:

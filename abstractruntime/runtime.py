@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+from .approving import ApprovesRuns
 from .attempts import Attempts
 from .children import Children
 from .core import kernel
@@ -40,7 +41,6 @@ from .node_errors import NodeErrors, OnNodeError
 from .performer import Performer
 from .reading import ReadsRuns
 from .starting import difference, identity_of, seeded
-from .storage.finder import StoreFinder
 from .storage.joining import join
 from .storage.opening import open_stores
 from .subruns import Subruns
@@ -53,7 +53,7 @@ _RUN_STEPS = 1000
 
 
 class AsyncRuntime(
-    HasParts, ReadsRuns, StoreFinder, FollowsLedgers, HoldsRuns, ManagesRuns, DeletesRuns, EmitsEvents, LimitsRuns
+    HasParts, ReadsRuns, ApprovesRuns, FollowsLedgers, HoldsRuns, ManagesRuns, DeletesRuns, EmitsEvents, LimitsRuns
 ):
     """Runs workflows durably on an event loop.
 
@@ -319,8 +319,9 @@ class AsyncRuntime(
 
         `wait_key=None` answers whatever waits. With a `resume_id`, the same answer given twice counts once. `actor_id`
         is kept in the record. Raises `StaleResumeError` (a ValueError) when the run does not wait for this,
-        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`. The result of a
-        subworkflow that the run has taken by itself meanwhile is no error: the run moves on as `tick` does.
+        `InvalidAnswer` when the answer is none of the allowed choices, or no decision where an effect asks for one,
+        `RunPaused`, `UnknownRun`. The result of a subworkflow that the run has taken by itself meanwhile is no error:
+        the run moves on as `tick` does.
         """
         answer = admit(payload, "payload", deepest=DEEPEST_GIVEN)
         check_optional(resume_id, "resume_id")

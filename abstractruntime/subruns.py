@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .core.capacity import LINE
 from .core.clock import Clock, parse_instant
 from .core.kernel import Stamp
 from .core.models import TERMINAL, RunState, RunStatus
@@ -32,6 +33,15 @@ class Subruns:
         self, parent: RunState, workflow: WorkflowSpec[Any], vars: dict[str, Any], run_id: str
     ) -> RunState:
         """The run of this id as it ended. It is created unless it is there, and cancelled where it comes to wait."""
+        line = LINE.set(None)  # an effect under way ends, with all that it needs
+        try:
+            return await self._ended(parent, workflow, vars, run_id)
+        finally:
+            LINE.reset(line)
+
+    async def _ended(
+        self, parent: RunState, workflow: WorkflowSpec[Any], vars: dict[str, Any], run_id: str
+    ) -> RunState:
         state = await self._engine.children.state(run_id)
         if state is None:
             await self._engine.children.begin(parent, workflow, vars, run_id, self._stamp())

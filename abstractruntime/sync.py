@@ -109,11 +109,11 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Hand back the effects in flight, give up the lease, end who follows, call `on_close`.
+        """Hand back the effects in flight, give up the lease, end who follows. The stores stay open: they are yours.
+        Those of a runtime that was made by `open` are closed.
 
-        The stores stay open: they are yours. Those of a runtime that was made by `open` are closed. A program that
-        forgets it still exits; others then learn that its runs are free when they notice that its process is gone, or
-        when its lease has run out.
+        A program that forgets it still exits; others then learn that its runs are free when they notice that its
+        process is gone, or when its lease has run out.
         """
         drive(self.aio.aclose)
 
@@ -173,6 +173,13 @@ class Runtime:
     def set_effect_policy(self, policy: EffectPolicy) -> None:
         """Replace the policy, from the next effect on."""
         self.aio.set_effect_policy(policy)
+
+    def set_tool_executor_for_resume(self, executor: Any) -> None:
+        """Let this executor perform the tool calls that are approved; without it, the one that asked does.
+
+        Raises TypeError when the handler of TOOL_CALLS is none of `make_tool_calls_handler`.
+        """
+        self.aio.set_tool_executor_for_resume(executor)
 
     # -- moving runs
 
@@ -239,8 +246,9 @@ class Runtime:
 
         `wait_key=None` answers whatever waits. With a `resume_id`, the same answer given twice counts once. `actor_id`
         is kept in the record. Raises `StaleResumeError` (a ValueError) when the run does not wait for this,
-        `InvalidAnswer` when the answer is none of the allowed choices, `RunPaused`, `UnknownRun`. The result of a
-        subworkflow that the run has taken by itself meanwhile is no error: the run moves on as `tick` does.
+        `InvalidAnswer` when the answer is none of the allowed choices, or no decision where an effect asks for one,
+        `RunPaused`, `UnknownRun`. The result of a subworkflow that the run has taken by itself meanwhile is no error:
+        the run moves on as `tick` does.
         """
         return drive(
             self.aio.resume,
@@ -270,6 +278,13 @@ class Runtime:
         return drive(self.aio.retry_run, run_id, reason=reason, actor_id=actor_id, force=force)
 
     emit_event = twin(AsyncRuntime.emit_event)
+
+    # -- approvals
+
+    list_approvals = twin(AsyncRuntime.list_approvals)
+    decide = twin(AsyncRuntime.decide)
+    approve = twin(AsyncRuntime.approve)
+    deny = twin(AsyncRuntime.deny)
 
     # -- managing whole runs
 
@@ -312,6 +327,13 @@ class Runtime:
         """
         following = self.aio._following
         return blocking_entries(Follower(following, run_id, after=after, follow=follow, poll_seconds=poll_seconds))
+
+    def stop_following(self) -> None:
+        """End every `follow_ledger`, those that are under way and those to come; all else goes on until `close`.
+
+        May be called from any thread, and twice.
+        """
+        self.aio.stop_following()
 
     find_runs = twin(AsyncRuntime.find_runs)
     find_waits = twin(AsyncRuntime.find_waits)

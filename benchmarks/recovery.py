@@ -28,7 +28,7 @@ from .table import Row, row
 from .workload import Stopwatch
 
 _RUNS = 1000
-_VICTIM = """
+VICTIM = """
 import asyncio, sys
 from pathlib import Path
 from benchmarks.recovery import hang
@@ -55,7 +55,7 @@ def rows(folder: Path, *, rounds: int, scale: float) -> Iterator[Row]:
 def _recovered(folder: Path, runs: int) -> tuple[float, float]:
     with TemporaryDirectory(dir=folder) as name:
         file = Path(name, "runtime.sqlite3")
-        command = [sys.executable, "-c", _VICTIM, str(file), str(runs)]
+        command = [sys.executable, "-c", VICTIM, str(file), str(runs)]
         with subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True) as victim:
             assert victim.stdout is not None
             assert victim.stdout.readline() == "all in flight\n"

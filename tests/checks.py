@@ -25,11 +25,17 @@ def check_ledger(state: RunState, ledger: Ledger) -> None:
     landed = Counter(
         record["step_id"].rpartition(":")[2].partition(".")[0]
         for record in ledger
-        if record["status"] in ("completed", "waiting") and record["step_id"] in set(started)
+        if record["status"] in ("completed", "waiting") and record["step_id"] in set(started) - asked_by(ledger)
     )
     assert set(landed.values()) <= {1}, "an effect landed twice"
     assert state.vars["_runtime"].get("effect_seq", 0) == len(landed)
     assert ledger[-1]["idempotency_key"] == f"system:terminal_status:{state.status}"
+
+
+def asked_by(ledger: Ledger) -> set[str]:
+    """The steps that ended with a question about their own effect, which is answered: the effect goes on in another."""
+    answers = (record["result"] for record in ledger if (record["effect"] or {}).get("type") == "resume")
+    return {answer["about"]["step_id"] for answer in answers if "about" in answer}
 
 
 def check_on_the_way(state: RunState, ledger: Ledger) -> None:

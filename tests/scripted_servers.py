@@ -18,6 +18,8 @@ A reply of the script is a text, a function from the request to a reply, or a di
     hold              never answer
     chunks, pause     what a stream is cut into, and the seconds between two
     endless           repeat the chunks for ever
+
+With `gate=200` nothing is answered before 200 requests are under way at once.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -74,10 +77,11 @@ class ScriptedServer:
         script: Iterable[Any] = (),
         *,
         latency: float = 0.0,
+        gate: int = 0,
         models: tuple[str, ...] = ("qwen3-4b", "qwen3:4b", "scripted-model"),
     ) -> None:
         self.script = deque(script)
-        self.latency, self.models = latency, models
+        self.latency, self.gate, self.models = latency, gate, models
         self.requests: list[Seen] = []
         self.inflight = self.max_inflight = self.aborted = self.connections = self.closed = 0
         self.failure: Exception | None = None
@@ -128,6 +132,7 @@ class ScriptedServer:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._open: set[_Connection] = set()
+        self._full = asyncio.Event()
         server = await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, backlog=1024)
         self._port = server.sockets[0].getsockname()[1]
         self._ready.set()
@@ -143,6 +148,8 @@ class ScriptedServer:
             for name, by in changes.items():
                 setattr(self, name, getattr(self, name) + by)
             self.max_inflight = max(self.max_inflight, self.inflight)
+            if self.max_inflight >= self.gate:
+                self._full.set()
             self._changed.notify_all()
 
     async def answer(self, seen: Seen, out: _Connection) -> None:
@@ -169,6 +176,7 @@ class ScriptedServer:
     async def _reply(self, seen: Seen, reply: Any, out: _Connection) -> None:
         given: dict[str, Any] = {"content": reply} if isinstance(reply, str) else dict(reply or {})
         await asyncio.sleep(given.get("latency", self.latency))
+        await self._full.wait()
         if given.get("hold"):
             await asyncio.Event().wait()
         streams = bool((seen.json or {}).get("stream"))
@@ -467,3 +475,9 @@ async def _pieces(answer: Answer) -> AsyncIterator[str]:
             await asyncio.sleep(answer.pause)
         if not answer.endless:
             return
+
+
+if __name__ == "__main__":  # a server for others: tells its address, and ends when its input does
+    with ScriptedServer(latency=float(sys.argv[1])) as alone:
+        print(alone.openai_url, flush=True)
+        sys.stdin.read()

@@ -361,10 +361,69 @@ async def test_stopping_lets_effects_finish(url):
         later = await rt.start(workflow=ACT)
         gate.set()
         await stopping
-        assert (await rt.get_state(run_id)).status is RunStatus.COMPLETED
+        state = await rt.get_state(run_id)
+        assert (state.current_node, state.vars["did"]) == ("end", "slow")
         assert (await rt.get_state(later)).current_node == "act"
         assert await rt.get_ledger(later) == []
         assert not scheduler.is_running
+
+
+def several(run: RunState, ctx: Any) -> StepPlan:
+    run.vars["count"] = run.vars.get("count", 0) + 1
+    return StepPlan("several", Effect("work", {}, "did"), "several" if run.vars["count"] < 50 else "end")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+async def test_stopping_claims_nothing_more(url, nested):
+    """Neither in a run of many steps, nor in its children, nor for those who stand in line for a place."""
+    inside, gate, calls = asyncio.Event(), asyncio.Event(), 0
+
+    async def slow(call: Any) -> EffectOutcome:
+        nonlocal calls
+        calls += 1
+        inside.set()
+        await gate.wait()
+        return EffectOutcome.completed("slow")
+
+    many: WorkflowSpec[Any] = WorkflowSpec("many", "several", {"several": several, "end": end})
+    children = {"children": [{"workflow_id": "many"}, {"workflow_id": "many"}], "wait": True}
+    vars = {"effect": EffectType.START_SUBWORKFLOW, "payload": children}
+    registry = registry_of(many, PARENT)
+    async with driven(url, effect_handlers={"work": slow}, effect_limits={"work": 1}, registry=registry) as (rt, one):
+        if nested:
+            run_ids = [await rt.start(workflow=PARENT, vars=vars)]
+        else:
+            run_ids = [await rt.start(workflow=many) for _ in range(3)]
+        await inside.wait()
+        await until(lambda: one._driver._in_line == len(run_ids) - 1 + nested)
+        stopping = asyncio.create_task(one.stop(3600))
+        await asyncio.sleep(0)
+        gate.set()
+        await stopping
+        assert calls == 1
+        assert rt._attempts.capacity._places == {}
+        async with AsyncScheduler(rt, poll_interval_s=0.01):
+            for run_id in run_ids:
+                await reached(rt, run_id, RunStatus.COMPLETED)
+
+
+async def test_what_a_handler_began_ticks_on_after_the_scheduler_has_stopped():
+    """It has the context of a tick that was called off, and is none of it."""
+    stopped, begun = asyncio.Event(), list[asyncio.Task[RunState]]()
+
+    async def begins(call: Any) -> EffectOutcome:
+        async def later() -> RunState:
+            await stopped.wait()
+            return await rt.run(ACT, vars={"effect": "other"})
+
+        begun.append(asyncio.create_task(later()))
+        return EffectOutcome.completed("begun")
+
+    async with driven(effect_handlers={"work": begins, "other": worked}, effect_limits={"other": 1}) as (rt, scheduler):
+        await reached(rt, await rt.start(workflow=ACT), RunStatus.COMPLETED)
+        await scheduler.stop()
+        stopped.set()
+        assert (await begun[0]).status is RunStatus.COMPLETED
 
 
 async def test_stopping_in_the_middle_hands_back_and_the_next_one_goes_on(url):

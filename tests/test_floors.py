@@ -20,7 +20,7 @@ MODULES = {
 
 # Lowest first. A name stands for a module or a whole folder; the longest one that fits a module is its place.
 FLOORS = (
-    ("core.errors", "core.clock", "core.shielding", "core.threads"),
+    ("core.errors", "core.clock", "core.questions", "core.shielding", "core.threads"),
     ("core.models", "core.ids"),
     (
         "core.codec",
@@ -51,11 +51,12 @@ FLOORS = (
     ("core.journal",),
     ("effects", "storage"),
     ("attempts", "effects.memory", "evidence", "landings", "node_errors", "others", "plans", "starting"),
-    ("parallel", "children"),
+    ("claims", "children"),
+    ("parallel",),
     ("performer", "following", "given", "reading", "nests", "cascade"),
     ("delivering",),
     ("engine",),
-    ("managing", "deleting", "emitting", "history", "holding", "limiting", "subruns"),
+    ("approving", "managing", "deleting", "emitting", "history", "holding", "limiting", "subruns"),
     ("runtime",),
     ("sync",),
     ("scheduler",),

@@ -203,7 +203,7 @@ def test_an_intent_holds_all_that_recovery_needs():
 
 def test_a_promise_is_claimed_by_the_commit_that_writes_it():
     commit = do(kernel.promise, running(owner=None), intent(), "me", STAMP)
-    assert commit.run.intent == replace(intent(), token=STAMP.id)
+    assert commit.run.intent == replace(intent(), token=STAMP.id, known=commit.run.records)
     assert (commit.run.owner, commit.run.status, commit.run.current_node) == ("me", RunStatus.RUNNING, "here")
     assert seq(commit.run) == 2
     (record,) = commit.records
@@ -414,6 +414,7 @@ def test_a_retry_puts_the_next_attempt_back_unclaimed_and_due_later():
         failures=1,
         token=None,
         due=AFTER,  # type: ignore[type-var]
+        known=commit.run.records,
     )
     assert brief(commit) == [("r:2.1", "failed", "k")]
     assert commit.records[0].error == "busy"
@@ -423,7 +424,9 @@ def test_a_retry_puts_the_next_attempt_back_unclaimed_and_due_later():
 
 def test_an_effect_handed_back_may_be_performed_at_once_under_the_same_key():
     commit = do(kernel.hand_back, flying(), STAMP)
-    assert commit.run.intent == replace(flying().intent, step_id="r:2.2", attempt=2, token=None)  # type: ignore[type-var]
+    assert commit.run.intent == replace(  # type: ignore[type-var]
+        flying().intent, step_id="r:2.2", attempt=2, token=None, known=commit.run.records
+    )
     assert brief(commit) == [("r:2.1", "cancelled", "k")]
     assert commit.records[0].result == {"cancelled": True, "outcome": "unknown", "handed_back": True}
     assert seq(commit.run) == 2
@@ -432,7 +435,9 @@ def test_an_effect_handed_back_may_be_performed_at_once_under_the_same_key():
 def test_a_claim_on_an_effect_that_nobody_performs_starts_the_attempt_it_stands_at():
     run = flying(token=None, step_id="r:2.2", attempt=2, due=BEFORE)
     commit = do(kernel.claim, run, "me", STAMP)
-    assert commit.run.intent == replace(run.intent, token=STAMP.id, started_at=NOW, due=None)  # type: ignore[type-var]
+    assert commit.run.intent == replace(  # type: ignore[type-var]
+        run.intent, token=STAMP.id, started_at=NOW, due=None, known=commit.run.records
+    )
     assert commit.run.owner == "me"
     assert brief(commit) == [("r:2.2", "started", "k")]
     assert (commit.records[0].attempt, commit.records[0].started_at) == (2, NOW)

@@ -42,7 +42,8 @@ class FakeClient:
     """A user's own client: sync, with answers from a list; what is no dict is raised."""
 
     def __init__(self, *answers: Any) -> None:
-        self.answers, self.seen = list(answers), []
+        self.answers: list[Any] = list(answers)
+        self.seen: list[dict[str, Any]] = []
 
     def generate(self, **given: Any) -> Any:
         self.seen.append(given)

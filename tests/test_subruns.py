@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from abstractruntime import (
+    AsyncScheduler,
     DefaultEffectPolicy,
     Effect,
     EffectCall,
@@ -17,8 +19,10 @@ from abstractruntime import (
     RunStatus,
     WaitReason,
     WaitState,
+    WorkflowRegistry,
     WorkflowSpec,
 )
+from abstractruntime.core.clock import SystemClock
 from abstractruntime.core.errors import StoreError
 
 from . import worlds
@@ -208,3 +212,55 @@ async def test_several_compactions_of_one_step_have_a_run_each(async_world: Worl
     states = await asyncio.gather(*(rt.run(workflow, vars=conversation()) for _ in range(3)))
     ids = {state.output["result"]["results"][0]["meta"]["llm_run_id"] for state in states}
     assert len(ids) == 3
+
+
+async def test_a_driver_finishes_one_whose_process_died_and_complains_of_nothing(tmp_path):
+    """Nobody registers its workflow, and it may be found before the run that it belongs to."""
+    world = World("async", "sqlite", tmp_path)
+    artifacts, model, failed = InMemoryArtifactStore(), Model(), []
+    for at in range(1, 40):
+        rt, store = world.faulty_runtime({"llm_call": model}, at=at, artifact_store=artifacts)
+        with suppress(ProcessDied):
+            await rt.start(workflow=COMPACT, run_id=f"r{at}", vars=conversation())
+            await rt.tick(workflow=COMPACT, run_id=f"r{at}")
+        assert store.backend is not None
+        if not store.backend.fired:
+            break
+        await rt.aclose()
+    registry = WorkflowRegistry()
+    registry.register(COMPACT)
+    last = made(world, model, artifacts, workflow_registry=registry, clock=SystemClock())
+    async with (
+        asyncio.timeout(worlds.PATIENCE),
+        AsyncScheduler(last, poll_interval_s=0.05, on_run_failed=lambda *told: failed.append(told)),
+    ):
+        while await last.run_store.list_runs(status=RunStatus.RUNNING):
+            await worlds.a_moment()
+    assert failed == []
+    states = await last.run_store.list_runs(status=RunStatus.COMPLETED)
+    parents = [state for state in states if state.workflow_id == COMPACT.workflow_id]
+    assert len(parents) >= at - 1 > 5
+    assert len({llm_run_of(state) for state in parents}) == len(parents)
+    await world.close()
+
+
+async def test_a_driver_that_stops_lets_it_finish(async_world: World):
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    async def model(call: EffectCall) -> EffectOutcome:
+        asked.set()
+        await gate.wait()
+        return EffectOutcome.completed({"content": "short"})
+
+    registry = WorkflowRegistry()
+    registry.register(COMPACT)
+    rt = made(async_world, model, clock=SystemClock())
+    async with asyncio.timeout(worlds.PATIENCE), AsyncScheduler(rt, registry, poll_interval_s=0.05) as scheduler:
+        run_id = await rt.start(workflow=COMPACT, vars=conversation())
+        await asked.wait()
+        stopping = asyncio.create_task(scheduler.stop(3600))
+        await asyncio.sleep(0)
+        gate.set()
+        await stopping
+        state = await rt.get_state(run_id)
+        assert state.vars["compacted"]["results"][0]["meta"]["llm_run_id"]

@@ -24,12 +24,16 @@ _FREE: AbstractAsyncContextManager[None] = nullcontext()
 
 
 class Line:
-    """How many effects of one tick stand in line; `changed` is called when the first comes and when the last leaves."""
+    """How many effects of the tick of a run stand in line.
 
-    __slots__ = ("_changed", "length")
+    `changed` is called with 1 when the first comes, and with -1 when the last leaves.
+    Once `closed` says so, the tick is to begin nothing more: who stands in line stays there.
+    """
 
-    def __init__(self, changed: Callable[[int], None]) -> None:
-        self._changed, self.length = changed, 0
+    __slots__ = ("_changed", "closed", "length", "run_id")
+
+    def __init__(self, run_id: str, changed: Callable[[int], None], closed: Callable[[], bool]) -> None:
+        self.run_id, self._changed, self.closed, self.length = run_id, changed, closed, 0
 
     @contextmanager
     def stood_in(self) -> Iterator[None]:
@@ -50,6 +54,24 @@ LINE: ContextVar[Line | None] = portal.carry(ContextVar("abstractruntime_line", 
 
 #: the types and keys of which the calls around us hold a place: what an effect does for itself needs no second one
 _HELD: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("abstractruntime_held", default=())
+
+
+@contextmanager
+def line_of(run_id: str, *, nested: bool) -> Iterator[Line | None]:
+    """The line of a tick of this run while the block runs, if it has one.
+
+    A task that an effect began, and that ticks on its own account, has neither that effect's line nor its places.
+    """
+    line = LINE.get()
+    if nested or (line is not None and line.run_id == run_id):
+        yield line
+        return
+    before, held = LINE.set(None), _HELD.set(())
+    try:
+        yield None
+    finally:
+        _HELD.reset(held)
+        LINE.reset(before)
 
 
 class Capacity:
@@ -121,7 +143,10 @@ class Capacity:
         places.users += 1
         try:
             line = LINE.get()
-            with line.stood_in() if line is not None and places.free.locked() else nullcontext():
+            if line is not None and places.free.locked():
+                with line.stood_in():
+                    await _turn_of(places.free, line)
+            else:
                 await places.free.acquire()
             token = _HELD.set((*_HELD.get(), name))
             try:
@@ -133,6 +158,14 @@ class Capacity:
             places.users -= 1
             if not places.users:  # there may be any number of keys
                 del here[name]
+
+
+async def _turn_of(free: asyncio.Semaphore, line: Line) -> None:
+    """Return with a place, unless the line is closed by then: that ends by being cancelled alone."""
+    await free.acquire()
+    if line.closed():
+        free.release()
+        await asyncio.get_running_loop().create_future()
 
 
 class _Places:

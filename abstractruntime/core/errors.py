@@ -12,6 +12,7 @@
     ├── RunNotFailed (ValueError)           retry_run() on a run that ended otherwise
     ├── RunQuarantined (ValueError)         retry_run() on a run that failed again and again
     ├── EffectInFlight (ValueError)         restore() or delete_run() while an effect is performed
+    ├── EffectWithdrawn (RuntimeError)      a handler lands a part of an effect that is not its own any more
     ├── RunCompleted (ValueError)           fork() of a run behind its end
     ├── RunNotEnded (ValueError)            delete_run() on a run that goes on
     ├── UnknownSnapshot (KeyError)          no snapshot has this id
@@ -115,6 +116,10 @@ class RunQuarantined(AbstractRuntimeError, ValueError):
 
 class EffectInFlight(AbstractRuntimeError, ValueError):
     """An effect of the run is being performed."""
+
+
+class EffectWithdrawn(AbstractRuntimeError, RuntimeError):
+    """The effect was cancelled, or somebody else performs it."""
 
 
 class RunCompleted(AbstractRuntimeError, ValueError):

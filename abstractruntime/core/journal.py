@@ -19,7 +19,7 @@ from .errors import RevisionConflict, StoreCorrupt, StoreUnclear, UnknownRun, Un
 from .ids import check_id
 from .kernel import in_flight, known_by
 from .layers import PLAIN, Layers, LedgerCallback, Observers
-from .models import Commit, Message, RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
+from .models import Commit, Intent, Message, RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
 from .secrets import admit
 from .streams import DEFAULT_KEPT
 from .tokens import MOST_TOKENS
@@ -193,6 +193,11 @@ def _admitted_wait(wait: WaitState | None) -> WaitState | None:
     return WaitState(**{**fields, "reason": WaitReason(wait.reason), "until": until})
 
 
+def _may_land(intent: Intent) -> bool:
+    """Whether something may have landed of the effect that this state does not know."""
+    return bool(intent.parts) or intent.token is not None
+
+
 class Journal:
     """What the runtime knows of storage: load, commit, read the ledger, subscribe."""
 
@@ -218,14 +223,16 @@ class Journal:
         self.overseers: set[Callable[[RunState], None]] = set()
 
     async def load(self, run_id: str, *, resolve: bool = True) -> Loaded:
-        """The latest durable state, with what of several effects has landed since; `UnknownRun` if there is none."""
+        """The latest durable state, with what of its effects has landed since; `UnknownRun` if there is none."""
         backend = self.backend if resolve else self.stored
         loaded = await backend.load(run_id)
         if loaded is None:
             raise UnknownRun(run_id)
         run = loaded.run
-        if run.intent is not None and run.intent.parts:
+        if run.intent is not None and _may_land(run.intent):
             after = run.intent.known if backend.atomic else 0
+            if backend.atomic and run.records == after:
+                return loaded
             records = await backend.records(run_id, after=after)
             run.intent = known_by(run, run.intent, records)
             if backend.atomic and run.records != after + len(records):  # one landed between the two reads

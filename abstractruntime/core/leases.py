@@ -154,6 +154,11 @@ class Leases:
         finally:
             del self._flights[token]
 
+    @property
+    def performs(self) -> bool:
+        """Whether an effect is in flight here."""
+        return bool(self._flights)
+
     def cancel_flight(self, run_id: str) -> None:
         """Tell the handlers of this run, in this process, to stop."""
         for peer in list(_PEERS.values()):

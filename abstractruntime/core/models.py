@@ -18,6 +18,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from .clock import utc_now_iso
+from .questions import Decision, Question
 
 
 class RunStatus(StrEnum):
@@ -208,13 +209,18 @@ class Intent(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     #: of several: how many of them at a time, and whether failures are results
     width: int = 1
     collect: bool = False
-    #: of several: how many ledger records this state knows; what landed since stands in the later ones
+    #: how many ledger records this state knows; what landed since stands in the later ones
     known: int = 0
     #: of a part: whether this attempt has begun, and how the part ended
     begun: bool = False
     ended: Ended | None = None
     #: of START_SUBWORKFLOW, until it ends: the runs it starts, in declared order; nobody claims it
     children: tuple[Child, ...] = ()
+    #: while it waits for a decision: what is asked; nobody claims it. Then, until it ends: what was decided
+    question: Question | None = None
+    answer: Decision | None = None
+    #: what its handler has landed of it, by part: see `EffectCall.land`
+    landed: dict[str, Any] = {}
 
 
 class RunState(Struct, dict=True, omit_defaults=True):

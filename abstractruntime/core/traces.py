@@ -11,7 +11,7 @@ from .models import StepRecord, StepStatus
 #: per node, the oldest dropped
 MAX_STEPS = 100
 
-_ENGINE_EFFECTS = ("resume", "retry", "restore", "fork", "workflow_changed")
+_ENGINE_EFFECTS = ("resume", "retry", "restore", "fork", "workflow_changed", "landed")
 
 
 def node_traces(records: Iterable[StepRecord]) -> dict[str, Any]:

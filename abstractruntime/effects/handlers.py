@@ -14,15 +14,18 @@ from msgspec.structs import replace
 from ..core.clock import iso, parse_instant
 from ..core.codec import DEEPEST_GIVEN
 from ..core.errors import InvalidId, UnsafeValue
-from ..core.event_keys import checked_message
+from ..core.event_keys import LISTENS, checked_message, read_event_key
 from ..core.ids import check_id, check_run_id
-from ..core.models import Elsewhere, Message, Request, WaitState
+from ..core.models import Elsewhere, Message, Request, WaitReason, WaitState
 from ..core.outcomes import Change, EffectCall, EffectOutcome
+from ..core.questions import Question
 from ..core.secrets import admit, scrub
 from ..core.threads import WorkerThreads
 
 T = TypeVar("T", bound=Struct)
 
+#: what an effect may wait for that asks: somebody who answers
+_ASKS = (WaitReason.USER, WaitReason.JOB, WaitReason.EVENT)
 _STATUSES = ("completed", "waiting", "failed", "cancelled")
 
 
@@ -37,6 +40,8 @@ class Handler(Struct, frozen=True):
     inside: bool = False
     direct: bool = False
     ours: bool = False
+    #: what the host gave
+    function: Callable[..., Any] | None = None
 
 
 def adapt(function: Callable[..., Any], threads: WorkerThreads) -> Handler:
@@ -47,13 +52,13 @@ def adapt(function: Callable[..., Any], threads: WorkerThreads) -> Handler:
         async def call_async(call: EffectCall) -> Any:
             return await function(*arguments(call))
 
-        return Handler(call_async)
+        return Handler(call_async, function=function)
 
     async def call_sync(call: EffectCall) -> Any:
         result = await threads.run(function, *arguments(call))
         return await result if inspect.isawaitable(result) else result
 
-    return Handler(call_sync)
+    return Handler(call_sync, function=function)
 
 
 def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> EffectOutcome:
@@ -72,6 +77,7 @@ def checked_outcome(value: Any, nodes: Collection[str], hidden: list[str]) -> Ef
             status=status,
             result=admit(scrub(getattr(value, "result", None), hidden), "result", deepest=DEEPEST_GIVEN),
             wait=_checked_wait(getattr(value, "wait", None), nodes, hidden) if status == "waiting" else None,
+            question=_checked_question(value, hidden) if status == "waiting" else None,
             error=scrub(_text(getattr(value, "error", None)), hidden),
             retryable=getattr(value, "retryable", True) is not False,
             retry_after=_seconds(getattr(value, "retry_after", None)),
@@ -140,6 +146,19 @@ def _checked_wait(wait: Any, nodes: Collection[str], hidden: list[str]) -> WaitS
     plain = admit(scrub(fields, hidden), "wait")
     plain["until"] = None if wait.until is None else iso(parse_instant(wait.until))
     return msgspec.convert(plain, WaitState)
+
+
+def _checked_question(outcome: Any, hidden: list[str]) -> Question | None:
+    """What an effect asks, of a wait that an answer can end."""
+    question, wait = getattr(outcome, "question", None), outcome.wait
+    if question is None:
+        return None
+    if not isinstance(question, Question):
+        raise ValueError(f"question must be a Question, found a {type(question).__name__}")
+    listens = read_event_key(wait.wait_key) is not None or LISTENS in (wait.details or {})
+    if WaitReason(wait.reason) not in _ASKS or (listens and WaitReason(wait.reason) is WaitReason.EVENT):
+        raise ValueError(f"an effect cannot ask with a wait for {wait.reason} under the key {wait.wait_key!r}")
+    return msgspec.convert(admit(scrub(msgspec.to_builtins(question), hidden), "question"), Question)
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

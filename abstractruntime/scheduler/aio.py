@@ -10,10 +10,11 @@ from ..core.errors import UnknownRun
 from ..core.models import RunState, RunStatus
 from ..core.spec import WorkflowSpec
 from ..runtime import AsyncRuntime
-from .driver import Driver, told_here
+from .driver import Driver
 from .quarantine import Quarantined
 from .registry import WorkflowRegistry
 from .stats import SchedulerStats
+from .telling import told_here
 
 
 class AsyncScheduler:
@@ -92,7 +93,7 @@ class AsyncScheduler:
         self._driver.begin()
 
     async def stop(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109 - the documented name
-        """Begin nothing more, let what is under way go on for so many seconds, then cancel it.
+        """Begin nothing more, let the effects under way go on for so many seconds, then cancel them.
 
         Effects that are cancelled are handed back; the next driver performs them. Stopping twice does no harm.
         """

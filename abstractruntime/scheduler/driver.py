@@ -9,7 +9,6 @@ the hands of another is touched only when it has not moved for a while.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from abc import abstractmethod
 from asyncio import FIRST_COMPLETED
@@ -28,16 +27,20 @@ from ..core.errors import RuntimeClosed, StoreClosed, StoreError, UnknownRun
 from ..core.models import TERMINAL, RunState, RunStatus
 from ..core.shielding import finish
 from ..core.spec import WorkflowSpec
+from ..effects.memory import OWN
 from ..runtime import AsyncRuntime
 from ..storage.listing import attempt_due
 from .asides import Asides
 from .quarantine import Quarantined, set_apart
-from .stats import SchedulerStats
+from .telling import Telling
 
 log = logging.getLogger("abstractruntime.scheduler")
 
 #: rows that the store is asked for at once
 PAGE = 500
+
+#: seconds between two looks at whether those that are to finish only stand in line
+_GLANCE = 0.05
 
 #: seconds that cancelled ticks may take to hand their effects back
 HANDING_BACK = 30.0
@@ -68,12 +71,15 @@ class Driver:
                 raise ValueError(f"{name} must be at least 1, found {value!r}.")
         if not 0 < poll_interval_s < inf:
             raise ValueError(f"poll_interval_s must be above 0, found {poll_interval_s!r}.")
-        self.runtime, self.registry, self.stats = runtime, registry, SchedulerStats()
+        self.runtime, self.registry = runtime, registry
         self._journal, self._engine, self._leases = runtime._journal, runtime._engine, runtime._leases
         self._clock = runtime._clock
         self._poll, self._concurrency, self._max_steps = poll_interval_s, concurrency, max_steps
-        self._eager, self._errors_kept = eager, max_errors_kept
-        self._on_resumed, self._on_failed = on_run_resumed, on_run_failed
+        self._eager = eager
+        self.telling = Telling(
+            self.tell, on_run_resumed=on_run_resumed, on_run_failed=on_run_failed, max_errors_kept=max_errors_kept
+        )
+        self.stats = self.telling.stats
         self._asides = Asides(pause=poll_interval_s, give_up_after=give_up_after)
         #: what is to be ticked next, in order, and what is being ticked
         self._ready: dict[str, Due] = {}
@@ -117,7 +123,10 @@ class Driver:
         return self._main is not None and not self._main.done()
 
     async def end(self, within: float) -> None:
-        """Start nothing more, wait so long for what is under way, then cancel it: its effects are handed back."""
+        """Start nothing more, wait so long for what is under way, then cancel it: its effects are handed back.
+
+        Ticks go on to the end of the effect that they are at.
+        """
         self._stopping = True
         self._journal.overseers.discard(self._saw)
         self._ready.clear()
@@ -127,12 +136,21 @@ class Driver:
             main.cancel()
             await asyncio.wait([main])
         tasks = set(self._running.values()) - {asyncio.current_task()}
-        if tasks and within > 0:
-            await asyncio.wait(tasks, timeout=within)
+        if within > 0:
+            await self._finished(tasks, within)
         for task in tasks:
             task.cancel()
         if tasks:
             await finish(asyncio.wait(tasks), within=HANDING_BACK)
+
+    async def _finished(self, tasks: set[asyncio.Task[bool]], within: float) -> None:
+        """Wait so long for what is under way, and not for what only stands in line."""
+        loop, left = asyncio.get_running_loop(), tasks
+        bound = loop.time() + within
+        while left and (seconds := bound - loop.time()) > 0:
+            if len(left) <= self._in_line and not self._leases.performs:
+                return
+            _, left = await asyncio.wait(left, timeout=min(seconds, _GLANCE), return_when=FIRST_COMPLETED)
 
     # -- hearing
 
@@ -262,7 +280,7 @@ class Driver:
     async def _begin_tick(self, row: Due) -> asyncio.Task[bool] | None:
         if row.run_id in self._running or self._is_ticked(row.run_id):
             return None  # whoever is at it moves it; else it is found again
-        workflow = self.registry.get(row.workflow_id)
+        workflow = self.registry.get(row.workflow_id) or OWN.get(row.workflow_id)
         if workflow is None:
             await self._unknown(row)
             return None
@@ -284,7 +302,7 @@ class Driver:
 
     async def _move(self, workflow: WorkflowSpec[Any], row: Due) -> bool:
         run_id = row.run_id
-        LINE.set(Line(self._stands_in_line))  # this task is the tick's own
+        LINE.set(Line(run_id, self._stands_in_line, lambda: self._stopping))  # this task is the tick's own
         try:
             if self._asides.is_given_up(run_id):
                 state = await self.runtime.get_state(run_id)
@@ -308,8 +326,7 @@ class Driver:
                 self._asides.unmoved(row.run_id, state.revision, self._clock.monotonic())
             return False
         self._asides.forget(row.run_id)
-        self.stats.runs_resumed += 1
-        await self._told(self._on_resumed, state)
+        await self.telling.moved(state)
         if attempt_due(state) == "" and not self._stopping:  # behind the others
             self._ready[row.run_id] = _row(state)
         return True
@@ -318,7 +335,7 @@ class Driver:
         goes_on = await self._goes_on(run_id, error)
         log.warning("Run %s: %s", run_id, "tried again later" if goes_on else "left alone", exc_info=error)
         self.stats.runs_failed += 1
-        await self._note(run_id, error)
+        await self.telling.failed(run_id, error, iso(self._clock.now()))
 
     async def _goes_on(self, run_id: str, error: Exception) -> bool:
         """Whether a run that raised is to be tried again, later."""
@@ -359,29 +376,8 @@ class Driver:
         if self._asides.unknown(row.run_id, self._clock.monotonic()):
             error = KeyError(f"Workflow {row.workflow_id!r} is not registered, so the run is left where it is.")
             log.warning("Run %s: %s", row.run_id, error.args[0])
-            await self._note(row.run_id, error)
-
-    async def _note(self, run_id: str, error: Exception) -> None:
-        errors = self.stats.errors
-        errors.append(f"{iso(self._clock.now())}: Run {run_id}: {error}")
-        del errors[: max(0, len(errors) - self._errors_kept)]
-        await self._told(self._on_failed, run_id, error)
-
-    async def _told(self, callback: Callable[..., Any] | None, *args: Any) -> None:
-        if callback is None:
-            return
-        try:
-            await self.tell(callback, *args)
-        except Exception:  # a boundary: what a host does with the news does not stop the others
-            log.exception("A callback of a scheduler failed")
+            await self.telling.failed(row.run_id, error, iso(self._clock.now()))
 
 
 def _row(run: RunState) -> Due:
     return Due(run_id=run.run_id, workflow_id=run.workflow_id, revision=run.revision, between=False)
-
-
-async def told_here(callback: Callable[..., Any], *args: Any) -> None:
-    """Call it here; await what it returns, where that is to be awaited."""
-    result = callback(*args)
-    if inspect.isawaitable(result):
-        await result

@@ -11,6 +11,7 @@ from msgspec.structs import asdict
 
 from ..core.errors import StoreError
 from ..core.models import RunStatus, WaitReason
+from ..core.questions import RuleName
 from .base import Page
 from .listing import Query, RunQuery, WaitQuery
 from .user_pair import call
@@ -71,12 +72,14 @@ class AsyncFinder:
         include_paused: bool = False,
         limit: int = 100,
         cursor: str | None = None,
+        asks: RuleName | None = None,
     ) -> Page:
         """What runs wait for, as rows that say all that is needed to ask and to `resume`: the inbox of an application.
 
         Those of the newest run first. With `due_before` (ISO text or datetime; without offset UTC) only waits that are
         due then or before, the earliest first. What a paused run waits for nobody can answer: it is left out, and with
-        `include_paused` listed with `paused: True`; it is never due. Cursors and errors are those of `find_runs`.
+        `include_paused` listed with `paused: True`; it is never due. `asks` finds the waits of effects that ask for an
+        answer of this kind, as in `"approval"`. Cursors and errors are those of `find_runs`.
         """
         return await self._find(
             WaitQuery(
@@ -91,6 +94,7 @@ class AsyncFinder:
                 include_paused=include_paused,
                 limit=limit,
                 cursor=cursor,
+                asks=asks,
             )
         )
 
@@ -144,6 +148,7 @@ class Finder:
         include_paused: bool = False,
         limit: int = 100,
         cursor: str | None = None,
+        asks: RuleName | None = None,
     ) -> Page:
         """See `AsyncFinder.find_waits`."""
         return self._find(
@@ -159,6 +164,7 @@ class Finder:
                 include_paused=include_paused,
                 limit=limit,
                 cursor=cursor,
+                asks=asks,
             )
         )
 
@@ -176,5 +182,8 @@ class StoreFinder(AsyncFinder):
                 f"{self._run_store!r} cannot be searched. Give the runtime a run store that has find_runs() and "
                 "find_waits(), with the arguments of those of AsyncRuntime, sync or async; both return a Page."
             )
-        page: Page = await call(method, **asdict(query))
+        wanted = asdict(query)
+        if wanted.get("asks") is None:  # a store of a host may not know it
+            wanted.pop("asks", None)
+        page: Page = await call(method, **wanted)
         return page

@@ -29,7 +29,7 @@ from .finder import AsyncFinder, Finder
 from .listing import Query, find_among
 from .memory_backend import MemoryBackend
 from .metrics import metrics_of
-from .standing import standing_of
+from .standing import Standings, standing_of
 from .streams import Streams, hearing_of
 
 Records = list[dict[str, Any]]
@@ -39,13 +39,12 @@ Stored = list[StepRecord]
 class _Row:
     """One stored run: its number, its bytes, the revision they hold and what was asked of it."""
 
-    __slots__ = ("commit_id", "data", "ended", "number", "parent", "requests", "revision", "root", "standing", "tokens")
+    __slots__ = ("commit_id", "data", "ended", "number", "parent", "requests", "revision", "root", "tokens")
 
     def __init__(self, number: int, data: bytes, run: RunState) -> None:
         self.number, self.data, self.revision, self.commit_id = number, data, run.revision, run.commit_id
         self.ended, self.parent = run.status in TERMINAL, run.parent_run_id
         self.root, self.tokens = run.root_run_id, run.tokens
-        self.standing = standing_of(run)
         self.requests: tuple[Request, ...] = ()
 
 
@@ -56,6 +55,7 @@ class InMemoryRunStore(Finder, RunStore):
         self._rows: dict[str, _Row] = {}  # in the order of their numbers
         self._numbers = itertools.count(1)
         self._streams = Streams()
+        self._standings, self._asked = Standings(), dict[str, None]()  # for a driver; of whom something was asked
         self._lock = threading.RLock()
 
     @property
@@ -100,6 +100,8 @@ class InMemoryRunStore(Finder, RunStore):
         with self._lock:
             self._streams.leave(run_id)
             self._streams.clear(f"run:{run_id}")
+            self._standings.drop(run_id)
+            self._asked.pop(run_id, None)
             return self._rows.pop(run_id, None) is not None
 
     def list_runs(
@@ -168,6 +170,9 @@ class InMemoryRunStore(Finder, RunStore):
             new = self._rows[run_id] = _Row(row.number if row else next(self._numbers), write.data, write.run)
             if row is not None and write.hot:
                 new.requests = row.requests
+            if not new.requests:
+                self._asked.pop(run_id, None)
+            self._standings.put(run_id, standing_of(write.run))
             if not write.hot:
                 self._streams.take(run_id, hearing_of(write.run))
 
@@ -189,6 +194,7 @@ class InMemoryRunStore(Finder, RunStore):
         row = self._rows.get(request.run_id)
         if row is not None and not row.ended and all(other.kind != request.kind for other in row.requests):
             row.requests = (*row.requests, request)
+            self._asked[request.run_id] = None
 
 
 class InMemoryLedgerStore(LedgerStore):

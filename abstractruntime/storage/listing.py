@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import chain, islice, zip_longest
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
@@ -22,6 +22,7 @@ from ..core.codec import decode_run
 from ..core.errors import InvalidCursor
 from ..core.kernel.state import is_pause_wait
 from ..core.models import RunState, RunStatus, WaitReason
+from ..core.questions import RuleName
 from .base import Page, RunFilter, checked_limit, index_row, run_filter
 
 #: where something stands in the order of a query: the number of its run, behind its due time where that counts
@@ -29,6 +30,9 @@ Place = tuple[int, ...]
 
 #: the filters that say where a run comes from
 ORIGINS = ("parent_run_id", "session_id", "actor_id", "workflow_id")
+
+#: what stands in an index where a wait for an event has its stream; none has this one
+ASKS = "asks"
 
 _CURSOR = re.compile(r"(\w+)\.(\w+)\.(-?\d{1,19}(?:\.-?\d{1,19})?)", re.ASCII)
 _MOST = 2**63 - 1
@@ -98,8 +102,11 @@ class WaitQuery(Struct, frozen=True, kw_only=True):
     include_paused: bool = False
     limit: int = 100
     cursor: str | None = None
+    asks: RuleName | None = None
 
     def __post_init__(self) -> None:
+        if self.asks is not None and self.asks not in get_args(RuleName):
+            raise ValueError(f"asks must be one of {', '.join(get_args(RuleName))}, found {self.asks!r:.80}")
         if self.reason is not None:
             force_setattr(self, "reason", WaitReason(self.reason))
         due = self.due_before
@@ -137,6 +144,7 @@ class WaitQuery(Struct, frozen=True, kw_only=True):
                 and (self.wait_key is None or wait.wait_key == self.wait_key)
                 and all(getattr(self, name) in (None, getattr(run, name)) for name in ORIGINS)
                 and (self.run_id is None or run.run_id == self.run_id)
+                and (self.asks is None or asks_of(run) == self.asks)
                 and (due is None or (at is not None and at <= due))
             )
 
@@ -170,6 +178,12 @@ def by_turns(found: Iterable[Iterable[Due]], limit: int) -> list[Due]:
 def due_of(run: RunState) -> int | None:
     """When the wait is due, in microseconds since 1970. Time does not count for a run that is paused."""
     return micros(run.waiting.until) if run.waiting and run.waiting.until and not run.paused else None
+
+
+def asks_of(run: RunState) -> RuleName | None:
+    """What kind of answer the run's effect waits for; None where none does."""
+    asking = run.intent is not None and run.intent.question is not None and run.status == RunStatus.WAITING
+    return run.intent.question.kind if asking and run.intent and run.intent.question else None
 
 
 def wait_item(run: RunState) -> dict[str, Any]:

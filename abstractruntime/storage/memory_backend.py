@@ -10,7 +10,6 @@ from ..core.codec import decode_records, fill
 from ..core.errors import RevisionConflict
 from ..core.models import Message, StepRecord
 from ..core.streams import DEFAULT_KEPT, EVER, Listening, Unread, heard_by
-from .standing import due_among, next_among
 
 if TYPE_CHECKING:  # they make it
     from .in_memory import InMemoryLedgerStore, InMemoryRunStore
@@ -86,14 +85,12 @@ class MemoryBackend:
     ) -> list[Due]:
         with self._runs._lock:
             nudged = self._runs._streams.nudged(None, EVER, len(self._runs._rows))
-            rows = {run_id: row.standing for run_id, row in self._runs._rows.items()}
-            asked = [run_id for run_id, row in self._runs._rows.items() if row.requests]
-        return due_among(rows, nudged, asked, now=now, limit=limit, passing=(*passing, *watched))
+            asked, passed = self._runs._asked, (*passing, *watched)
+            return self._runs._standings.due(nudged, asked, now=now, limit=limit, passing=passed)
 
     async def next_due(self, after: str) -> str | None:
         with self._runs._lock:
-            rows = [row.standing for row in self._runs._rows.values()]
-        return next_among(rows, after)
+            return self._runs._standings.next(after)
 
     def _put_messages(self, messages: Iterable[Message], keep: int) -> None:
         streams = self._runs._streams

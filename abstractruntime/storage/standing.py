@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
+from heapq import heappop, heappush
+from itertools import chain, islice
 
 from msgspec import Struct
 
 from ..core.backend import Due
 from ..core.models import TERMINAL, RunState, RunStatus, WaitReason
 from .listing import attempt_due, by_turns
+
+#: entries of the heap that may be out of date before it is made anew
+_SPARE = 1_000
 
 
 class Standing(Struct, frozen=True, gc=False):
@@ -38,33 +44,87 @@ def standing_of(run: RunState) -> Standing:
     )
 
 
-def due_among(
-    rows: dict[str, Standing],
-    nudged: Iterable[str],
-    asked: Iterable[str],
-    *,
-    now: str,
-    limit: int,
-    passing: Collection[str],
-) -> list[Due]:
-    """See `core.backend.Backend.due`; `nudged` are runs that a message waits for, `asked` those with a request."""
-    passed = set(passing)
-    stirred = {row.parent for row in rows.values() if row.ended and row.parent}
-    moving = sorted((row.moves, run_id) for run_id, row in rows.items() if row.moves is not None and row.moves <= now)
-    kinds = (
-        (run_id for _, run_id in moving if not rows[run_id].runs),
-        (run_id for run_id in nudged if run_id in rows),
-        (run_id for run_id, row in rows.items() if row.gathers and run_id in stirred),
-        (run_id for run_id in asked if run_id in rows),
-        (run_id for _, run_id in moving if rows[run_id].runs),
-    )
-    found = ([_due(run_id, rows[run_id]) for run_id in kind if run_id not in passed] for kind in kinds)
-    return by_turns(found, limit)
+class Standings:
+    """How all runs of a store stand, kept so that a look costs as much as can move, however many wait."""
 
+    def __init__(self) -> None:
+        self._rows: dict[str, Standing] = {}
+        #: runs that move at once, and when others move; those whose time had come when somebody looked are in `_come`
+        self._now: dict[str, None] = {}
+        self._later: dict[str, str] = {}
+        self._come: dict[str, str] = {}
+        #: `_later` by time; what is not there any more is left in until it comes up, or there is too much of it
+        self._heap: list[tuple[str, str]] = []
+        #: how many runs of theirs have ended, by parents, and the parents that wait for theirs and have such
+        self._ended = Counter[str]()
+        self._stirred: dict[str, None] = {}
 
-def next_among(rows: Iterable[Standing], after: str) -> str | None:
-    """See `core.backend.Backend.next_due`."""
-    return min((row.moves for row in rows if row.moves and row.moves > after), default=None)
+    def put(self, run_id: str, new: Standing) -> None:
+        """Take in how a run stands now."""
+        old = self._rows.get(run_id)
+        same = old is not None and (old.moves, old.gathers, old.ended) == (new.moves, new.gathers, new.ended)
+        if not same:
+            self.drop(run_id)
+        self._rows[run_id] = new
+        if same:
+            return
+        if new.moves:
+            self._later[run_id] = new.moves
+            heappush(self._heap, (new.moves, run_id))
+            if len(self._heap) > 2 * len(self._later) + _SPARE:
+                self._heap = sorted((at, other) for other, at in self._later.items())
+        elif new.moves is not None:
+            self._now[run_id] = None
+        if new.gathers and self._ended[run_id]:
+            self._stirred[run_id] = None
+        if new.ended and new.parent:
+            self._ended[new.parent] += 1
+            parent = self._rows.get(new.parent)
+            if parent is not None and parent.gathers:
+                self._stirred[new.parent] = None
+
+    def drop(self, run_id: str) -> None:
+        """Forget a run."""
+        old = self._rows.pop(run_id, None)
+        for kept in (self._now, self._later, self._come, self._stirred):
+            kept.pop(run_id, None)
+        if old is not None and old.ended and old.parent:
+            self._ended[old.parent] -= 1
+            if not self._ended[old.parent]:
+                del self._ended[old.parent]
+
+    def due(
+        self, nudged: Iterable[str], asked: Iterable[str], *, now: str, limit: int, passing: Collection[str]
+    ) -> list[Due]:
+        """See `core.backend.Backend.due`; `nudged` are runs that a message waits for, `asked` those with a request."""
+        self._let_come(now)
+        passed = set(passing)
+        come = [run_id for at, run_id in sorted((at, run_id) for run_id, at in self._come.items()) if at <= now]
+        kinds = (
+            (run_id for run_id in come if not self._rows[run_id].runs),
+            (run_id for run_id in nudged if run_id in self._rows),
+            self._stirred,
+            (run_id for run_id in asked if run_id in self._rows),
+            chain(self._now, (run_id for run_id in come if self._rows[run_id].runs)),
+        )
+        found = (islice((_due(one, self._rows[one]) for one in kind if one not in passed), limit) for kind in kinds)
+        return by_turns(found, limit)
+
+    def next(self, after: str) -> str | None:
+        """See `core.backend.Backend.next_due`."""
+        self._let_come(after)
+        heap = self._heap
+        while heap and self._later.get(heap[0][1]) != heap[0][0]:
+            heappop(heap)
+        come = (at for at in self._come.values() if at > after)  # the clock was set back
+        return min((*come, *(at for at, _ in heap[:1])), default=None)
+
+    def _let_come(self, now: str) -> None:
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            at, run_id = heappop(heap)
+            if self._later.get(run_id) == at:
+                self._come[run_id] = at
 
 
 def _due(run_id: str, row: Standing) -> Due:

@@ -24,7 +24,7 @@ from ..core.models import TERMINAL, Message, RunState, RunStatus, StepRecord
 from ..core.streams import DEFAULT_KEPT, EVER, Listening, Unread
 from ..core.threads import WorkerThreads
 from .base import Backend, Loaded, Write
-from .standing import due_among, standing_of
+from .standing import Standings, standing_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -117,8 +117,10 @@ class UserPair:
         most = limit + len(passed)
         timers = await self._listed("list_due_wait_until", now_iso=now, limit=most)
         running = await self._listed("list_runs", status=RunStatus.RUNNING, limit=most)
-        rows = {run.run_id: standing_of(_unpacked(copy_of_run(run))) for run in (*timers, *running)}
-        return due_among(rows, (), (), now=now, limit=limit, passing=passed)
+        standings = Standings()
+        for run in (*timers, *running):
+            standings.put(run.run_id, standing_of(_unpacked(copy_of_run(run))))
+        return standings.due((), (), now=now, limit=limit, passing=passed)
 
     async def next_due(self, after: str) -> str | None:
         """Nobody can say: whoever asks has to look again."""
@@ -138,7 +140,7 @@ class UserPair:
         loaded = await self.load(run_id)
         if loaded and loaded.run.commit_id == commit_id:
             return True
-        landing = bool(loaded and loaded.run.intent and loaded.run.intent.parts)  # it writes records and no state
+        landing = bool(loaded and loaded.run.intent)  # of a landing there are records and no state
         return landing and any(record.commit_id == commit_id for record in await self.records(run_id))
 
     async def find(self, run_id: str, key: str) -> list[StepRecord]:

@@ -1,13 +1,14 @@
 """The state machine of a run, pure: a state and a fact in, a `Commit` out.
 
 Nothing here awaits, reads a clock or sees a store. `moves` says what a run needs next, `steps` is the life of a step,
-`parallel` that of one with several effects and `children` that of one that starts other runs, `attempts` what they are
-made of, `waits` how a run comes to wait and goes on, `messages` how one reaches it, `answers` what an answer does,
-`control` what others do to it, `limits` what it does when one is reached, `restore` the way back to an earlier state;
-`orders`, `joins` and `outputs` are what a start of other runs asks for and gives; `state` holds what all share.
+`parallel` that of one with several effects, `decisions` that of one whose effect asks and `children` that of one that
+starts other runs, `attempts` and `landed` what they are made of, `waits` how a run comes to wait and goes on,
+`messages` how one reaches it, `answers` what an answer does, `control` what others do to it, `limits` what it does when
+one is reached, `restore` the way back to an earlier state; `orders`, `joins` and `outputs` are what a start of other
+runs asks for and gives; `state` holds what all share.
 """
 
-from .answers import answered
+from .answers import answered, expire
 from .attempts import has_children, in_flight, is_open, span, waits_for_children
 from .children import (
     Begin,
@@ -36,7 +37,9 @@ from .control import (
     set_limits,
     unpause,
 )
+from .decisions import ask, is_asking
 from .elsewhere import elsewhere
+from .landed import LANDED, landed_record
 from .limits import at_limit, decide_limit, is_limit_wait
 from .messages import deliver
 from .moves import Answer, Ask, Busy, Collect, Deliver, Later, Move, Perform, Rest, Wake, next_move
@@ -72,10 +75,11 @@ from .steps import (
     reused,
     settle,
 )
-from .waits import check_answer, expire, resume, same_answer, wait_of
+from .waits import check_answer, resume, same_answer, wait_of
 
 __all__ = [
     "INHERITED",
+    "LANDED",
     "PARALLEL",
     "UNKNOWN_OUTCOME",
     "Answer",
@@ -96,6 +100,7 @@ __all__ = [
     "all_ended",
     "answer",
     "answered",
+    "ask",
     "ask_unknown",
     "at_limit",
     "at_seq",
@@ -126,9 +131,11 @@ __all__ = [
     "inside",
     "intent_of",
     "intents_of",
+    "is_asking",
     "is_limit_wait",
     "is_open",
     "known_by",
+    "landed_record",
     "landing",
     "late",
     "lost",

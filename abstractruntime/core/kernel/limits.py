@@ -30,7 +30,7 @@ def at_limit(run: RunState, mode: EnforceLimits, stamp: Stamp) -> Commit | None:
 def is_limit_wait(run: RunState) -> bool:
     """Whether the run waits because it has reached a limit."""
     wait = run.waiting
-    if run.status is not RunStatus.WAITING or wait is None or wait.reason is not WaitReason.USER:
+    if run.status is not RunStatus.WAITING or wait is None or wait.reason is not WaitReason.USER or run.intent:
         return False
     details = wait.details or {}
     return details.get("kind") == LIMIT and details.get(LIMIT) in list(MAXIMUM_OF) and wait.choices == [_GO_ON, _STOP]

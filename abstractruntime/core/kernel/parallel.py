@@ -29,6 +29,7 @@ from ..outcomes import EffectOutcome
 from ..tokens import tokens_of
 from ..vars import put_path
 from .attempts import begun, close, failed_attempt, next_attempt, span
+from .landed import landing_of, with_landed
 from .state import (
     Stamp,
     commit,
@@ -107,10 +108,18 @@ def landing(
 
 
 def known_by(run: RunState, intent: Intent, records: Iterable[StepRecord]) -> Intent:
-    """The intent with what these records say of its parts. Records that it knows already change nothing."""
+    """The intent with what these records say has landed. Records that it knows already change nothing."""
+    if not intent.parts:
+        return with_landed(intent, records)
     parts = list(intent.parts)
     places = {part.seq: place for place, part in enumerate(parts)}
     for record in records:
+        landing = landing_of(record)
+        if landing is not None:
+            place = places.get(landing[0])
+            if place is not None:
+                parts[place] = with_landed(parts[place], (record,))
+            continue
         place = places.get(_seq_of_step(record.step_id))
         if place is not None and record.attempt == parts[place].attempt and parts[place].ended is None:
             parts[place] = _after(run, parts[place], record)

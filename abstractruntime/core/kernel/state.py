@@ -124,7 +124,7 @@ def commit(
             run.owner = None
         if before.intent is not None and before.intent.parts:
             run.tokens = added(run.tokens, *(part.ended.tokens for part in before.intent.parts if part.ended))
-    elif run.intent.parts:
+    elif not run.intent.children:
         run.intent = replace(run.intent, known=run.records)
     return Commit(
         run=run,

@@ -27,6 +27,7 @@ from ..outcomes import EffectOutcome
 from ..tokens import added, tokens_of
 from ..vars import put_path
 from .attempts import OUTCOME_UNKNOWN, Records, begin, close, failed_attempt, lose, next_attempt
+from .decisions import ask
 from .state import (
     Stamp,
     commit,
@@ -153,8 +154,10 @@ def retry(run: RunState, outcome: EffectOutcome, due: str, stamp: Stamp) -> Comm
 
 
 def settle(run: RunState, outcome: EffectOutcome, stamp: Stamp, *, lookup_key: str | None = None) -> Commit:
-    """The effect in flight ended: its result lands and the run goes on."""
+    """The effect in flight ended: its result lands and the run goes on. Or it asks, and the run waits with it."""
     assert run.intent is not None
+    if outcome.question is not None:
+        return ask(run, outcome, stamp)
     return _land(run, run.intent, outcome, stamp, lookup_key=lookup_key)
 
 

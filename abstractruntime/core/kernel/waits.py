@@ -68,8 +68,8 @@ def resume(
     return conclude(run, wait, payload, stamp, {"resumed": True}, actor_id=actor_id, lookup_key=lookup_key)
 
 
-def expire(run: RunState, stamp: Stamp) -> Commit:
-    """The timer or the deadline of the wait has passed."""
+def timed_out(run: RunState, stamp: Stamp) -> Commit:
+    """The timer or the deadline of what a node waits for has passed."""
     wait = run.waiting
     assert wait is not None
     if wait.reason is WaitReason.UNTIL:

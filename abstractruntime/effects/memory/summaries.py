@@ -28,6 +28,9 @@ def _answer(run: RunState, ctx: Any) -> StepPlan:
 #: takes `prompt`, gives what the model said as `answer`
 SUMMARIZE: WorkflowSpec[Any] = WorkflowSpec("wf_memory_compact_llm", "ask", {"ask": _ask, "answer": _answer})
 
+#: by their ids, the workflows that nobody has to register
+OWN: dict[str, WorkflowSpec[Any]] = {SUMMARIZE.workflow_id: SUMMARIZE}
+
 
 async def summarized(subrun: Subrun, call: EffectCall, prompt: str) -> RunState:
     """The run that made the summary, as it ended.

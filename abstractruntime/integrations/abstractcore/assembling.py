@@ -21,6 +21,7 @@ from .effect_handlers import build_effect_handlers
 from .llm_call import Delta
 from .local_client import DEFAULT_TIMEOUT, MultiLocalAbstractCoreLLMClient
 from .remote_client import RemoteAbstractCoreLLMClient
+from .tool_executor import AbstractCoreToolExecutor, PassthroughToolExecutor
 
 log = logging.getLogger("abstractruntime.abstractcore")
 
@@ -65,7 +66,7 @@ def local_parts(
     llm = MultiLocalAbstractCoreLLMClient(provider=provider, model=model, llm_kwargs=llm_kwargs, artifact_store=store)
     known = llm.get_model_capabilities(model)
     given["config"] = _informed(given.get("config") or RuntimeConfig(), provider, model, known)
-    return _parts(llm, given, store, given.pop("tool_executor", None))
+    return _parts(llm, given, store, given.pop("tool_executor", None) or AbstractCoreToolExecutor())
 
 
 def remote_parts(
@@ -85,7 +86,8 @@ def remote_parts(
     )
     config = given.get("config") or RuntimeConfig()
     given["config"] = replace(config, model=config.model or model)
-    return _parts(llm, given, store, given.pop("tool_executor", None))
+    default = AbstractCoreToolExecutor if tools_here else PassthroughToolExecutor
+    return _parts(llm, given, store, given.pop("tool_executor", None) or default())
 
 
 def _parts(llm: Any, given: dict[str, Any], store: Any, tools: Any) -> dict[str, Any]:

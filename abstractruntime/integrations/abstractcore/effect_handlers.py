@@ -8,8 +8,15 @@ from typing import Any
 from ...core.models import EffectType
 from .llm_call import Delta, make_llm_call_handler
 from .residency import make_model_residency_handler
+from .tool_calls import make_tool_calls_handler
 
-__all__ = ["Delta", "build_effect_handlers", "make_llm_call_handler", "make_model_residency_handler"]
+__all__ = [
+    "Delta",
+    "build_effect_handlers",
+    "make_llm_call_handler",
+    "make_model_residency_handler",
+    "make_tool_calls_handler",
+]
 
 
 def build_effect_handlers(
@@ -28,4 +35,5 @@ def build_effect_handlers(
     return {
         EffectType.LLM_CALL: make_llm_call_handler(llm=llm, artifact_store=artifact_store, on_delta=on_delta),
         EffectType.MODEL_RESIDENCY: make_model_residency_handler(control=llm),
+        EffectType.TOOL_CALLS: make_tool_calls_handler(tools=tools, artifact_store=artifact_store, run_store=run_store),
     }

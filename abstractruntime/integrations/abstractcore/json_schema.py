@@ -119,8 +119,17 @@ def _number(value: float, schema: Mapping[str, Any], path: str) -> Iterator[str]
         yield f"{path}: {value} is not above {least}"
     if isinstance(most, int | float) and not isinstance(most, bool) and value >= most:
         yield f"{path}: {value} is not below {most}"
-    if isinstance(step, int | float) and step and not math.isclose(value / step, round(value / step), abs_tol=1e-9):
+    if isinstance(step, int | float) and step and not _is_multiple(value, step):
         yield f"{path}: {value} is no multiple of {step}"
+
+
+def _is_multiple(value: float, step: float) -> bool:
+    if isinstance(value, int) and isinstance(step, int):
+        return value % step == 0
+    try:
+        return math.isclose(value / step, round(value / step), abs_tol=1e-9)
+    except (OverflowError, ValueError):  # so large that a double cannot tell
+        return False
 
 
 def _bounds(value: float, schema: Mapping[str, Any], least: str, most: str, what: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from ...core.threads import WorkerThreads
 from .extra import needed
 from .failures import as_llm_error
 from .local_residency import local_residency
+from .log_scrubbing import unlogged
 from .media import media_files
 from .media_outputs import kept, made_by_core
 from .normalising import text_result, wire_messages
@@ -203,7 +204,11 @@ class MultiLocalAbstractCoreLLMClient:
 
     def _answer(self, ask: Ask, event: CancelEvent, deliver: OnDelta | None) -> dict[str, Any]:
         try:
-            with self._providers.take(ask.route) as provider, media_files(ask.media, self.artifact_store) as media:
+            with (
+                unlogged(ask.hidden),
+                self._providers.take(ask.route) as provider,
+                media_files(ask.media, self.artifact_store) as media,
+            ):
                 arguments, warnings = _arguments(ask, provider, media)
                 if can_cancel(provider):
                     arguments["cancel_event"] = event

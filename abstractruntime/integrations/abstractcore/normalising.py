@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...core.codec import REFUSALS, decode, encode
+
 #: what servers know of a message; the rest (times, ids, kinds) is for the runtime
 _ON_THE_WIRE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
 
@@ -30,7 +32,7 @@ def text_result(response: Any, *, keep_raw: bool = False) -> dict[str, Any]:
         metadata["malformed_tool_calls"] = malformed
     reasoning = found.get("reasoning")
     return {
-        "content": response.content if isinstance(response.content, str) else None,
+        "content": without_data_urls(response.content) if isinstance(response.content, str) else None,
         "reasoning": reasoning if isinstance(reasoning, str) else None,
         "data": None,
         "raw_response": plain(raw) if keep_raw else None,
@@ -64,7 +66,7 @@ def tool_calls_of(calls: Any, raw: Any = None) -> tuple[list[dict[str, Any]], li
         if not name or found is None:
             malformed.append({"name": name, "call_id": call_id, "arguments": str(arguments)[:500]})
         else:
-            read.append({"name": name, "arguments": plain(found), "call_id": call_id})
+            read.append({"name": name, "arguments": found, "call_id": call_id})
     return read, malformed
 
 
@@ -80,15 +82,14 @@ def _parts(call: Any) -> tuple[str | None, Any, str | None]:
 
 
 def _arguments(value: Any) -> dict[str, Any] | None:
-    """Arguments as a dict; none at all are `{}`, and what is no JSON object is None."""
+    """Arguments as a dict, unchanged; none at all are `{}`, and what is no JSON object is None."""
     if value is None or value == "":
         return {}
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    return dict(value) if isinstance(value, Mapping) else None
+    try:
+        found = decode(value if isinstance(value, str) else encode(value))
+    except REFUSALS:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _said(raw: Any) -> list[Any]:

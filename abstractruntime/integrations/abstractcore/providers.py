@@ -17,6 +17,7 @@ from typing import Any
 from msgspec import Struct
 
 from .extra import needed
+from .log_scrubbing import watch_logs
 from .severing import quicken
 
 #: providers that are kept; of more, those not in use are closed, the one not used for longest first
@@ -106,6 +107,7 @@ def _made(route: Route, llm_kwargs: dict[str, Any]) -> Any:
     if hasattr(getattr(provider, "client", None), "max_retries"):  # an SDK with retries of its own
         provider.client.max_retries = 0
     quicken(provider)
+    watch_logs(provider)
     _teach_schemas(provider)
     return provider
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from ...core.codec import REFUSALS, decode, encode
 from .json_schema import problems
 
 DEFAULT_NAME = "StructuredOutput"
@@ -86,13 +87,13 @@ def read(content: Any) -> Any:
     fenced = _FENCE.search(text)
     for candidate in (text, fenced[1] if fenced else ""):
         try:
-            return json.loads(candidate)
-        except (ValueError, RecursionError):
+            return decode(candidate)
+        except REFUSALS:
             continue
     start = text.find("{")
     if start >= 0:
         try:
-            return json.JSONDecoder().raw_decode(text[start:])[0]
+            return json.JSONDecoder().raw_decode(text[start:])[0]  # which stops where the object ends
         except (ValueError, RecursionError):
             pass
     raise ValueError(f"the answer is no JSON: {text!r:.120}")
@@ -106,6 +107,11 @@ def judged(answer: Mapping[str, Any], schema: Schema) -> tuple[Any, list[str]]:
             data = read(answer.get("content"))
         except ValueError as error:
             return None, [str(error)]
+    try:
+        if decode(encode(data)) != data:
+            return None, ["the answer holds numbers that JSON has not"]
+    except REFUSALS as error:
+        return None, [f"the answer holds what JSON has not: {error}"]
     return data, problems(data, schema.schema)
 
 

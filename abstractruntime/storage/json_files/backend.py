@@ -16,7 +16,6 @@ from ...core.shielding import finish
 from ...core.streams import DEFAULT_KEPT, EVER, Listening, Unread
 from ...core.threads import WorkerThreads
 from ..base import Loaded, Write
-from ..standing import due_among, next_among
 from .files import Files
 from .folder import Folder
 
@@ -101,16 +100,15 @@ class JsonBackend:
         owner: str = "",
     ) -> list[Due]:
         def look(folder: Folder) -> list[Due]:
-            rows = folder.runs().rows
-            nudged = folder.nudged(None, EVER, len(rows))
-            asked = [run_id for run_id, row in rows.items() if row.beside.requests]
-            standing = {run_id: row.standing for run_id, row in rows.items()}
-            return due_among(standing, nudged, asked, now=now, limit=limit, passing=(*passing, *watched))
+            index = folder.runs()
+            nudged = folder.nudged(None, EVER, len(index.rows))
+            asked = [run_id for run_id, row in index.rows.items() if row.beside.requests]
+            return index.standings.due(nudged, asked, now=now, limit=limit, passing=(*passing, *watched))
 
         return await self.write(look)
 
     async def next_due(self, after: str) -> str | None:
-        return await self.read(lambda folder: next_among((row.standing for row in folder.runs().rows.values()), after))
+        return await self.read(lambda folder: folder.runs().standings.next(after))
 
     async def landed(self, run_id: str, commit_id: str) -> bool:
         return await self.write(lambda folder: folder.landed(run_id, commit_id))

@@ -13,8 +13,9 @@ from ...core.clock import SYSTEM_CLOCK, epoch_micros, micros
 from ...core.codec import encode_run
 from ...core.errors import StoreCorrupt
 from ...core.models import TERMINAL, Request, RunState
+from ..listing import asks_of
 from ..sqlite.failures import translated_os
-from ..standing import standing_of
+from ..standing import Standings, standing_of
 from ..streams import hearing_of
 from .files import Files
 from .names import id_of_run_file, run_file
@@ -40,7 +41,6 @@ class Row:
         "revision",
         "root",
         "stamp",
-        "standing",
         "tokens",
         "unsure",
     )
@@ -51,7 +51,7 @@ class Row:
         self.ended = run.status in TERMINAL
         self.root, self.tokens = run.root_run_id, run.tokens
         self.narrow = encode_run(_narrow(run))
-        self.hearing, self.standing = hearing_of(run), standing_of(run)
+        self.hearing = hearing_of(run)
         #: as in the file; requests that came in since are in it while `dirty`
         self.beside = beside
         self.dirty = False
@@ -81,6 +81,7 @@ class Index:
     def __init__(self, folder: Path, files: Files) -> None:
         self._folder, self._files = folder, files
         self.rows: dict[str, Row] = {}
+        self.standings = Standings()
         self.damaged: dict[str, StoreCorrupt] = {}
         self._last = 0
         self._known: dict[str, str] = {}
@@ -101,7 +102,7 @@ class Index:
         except OSError as error:
             raise translated_os(error, self._folder, "the folder cannot be read") from error
         for name in self._known.keys() - found.keys():
-            self.rows.pop(self._known.pop(name), None)
+            self._forget(self._known.pop(name))
         for name in self.damaged.keys() - found.keys():
             del self.damaged[name]
         fresh = [(name, *read) for name, entry in found.items() if (read := self._read(name, _stamp(entry)))]
@@ -110,12 +111,12 @@ class Index:
             old = self.rows.get(run.run_id)
             number = beside.number or (old.number if old is not None else max(self._last + 1, _created(run)))
             self._last = max(self._last, number)
-            self.rows[run.run_id] = Row(run, beside, number, stamp)
+            self._take(run, Row(run, beside, number, stamp))
             self._known[name] = run.run_id
 
     def reread(self, name: str) -> None:
         """Forget what is known of a file of this name, and read it anew."""
-        row = self.rows.pop(self._known.pop(name, ""), None)
+        row = self._forget(self._known.pop(name, ""))
         self.damaged.pop(name, None)
         read = self._read(name, None)
         if read is not None:
@@ -125,16 +126,25 @@ class Index:
 
     def put(self, run: RunState, beside: Beside, number: int) -> Row:
         """Take in what was written to the run's file."""
-        row = self.rows[run.run_id] = Row(run, beside, number)
+        row = Row(run, beside, number)
+        self._take(run, row)
         self._known[run_file(run.run_id)] = run.run_id
         return row
 
     def drop(self, run_id: str) -> None:
         """Take out a run that was deleted."""
         name = run_file(run_id)
-        self.rows.pop(run_id, None)
+        self._forget(run_id)
         self._known.pop(name, None)
         self.damaged.pop(name, None)
+
+    def _take(self, run: RunState, row: Row) -> None:
+        self.rows[run.run_id] = row
+        self.standings.put(run.run_id, standing_of(run))
+
+    def _forget(self, run_id: str) -> Row | None:
+        self.standings.drop(run_id)
+        return self.rows.pop(run_id, None)
 
     def recheck(self) -> None:
         """Look again at the files that could not be read. Raises StoreCorrupt naming those that still cannot."""
@@ -197,7 +207,7 @@ class Index:
                 raise StoreCorrupt(f"{path}: it holds run {run.run_id!r}, whose file is {run_file(run.run_id)}.")
         except StoreCorrupt as error:
             self.damaged[name] = error
-            self.rows.pop(self._known.pop(name, ""), None)
+            self._forget(self._known.pop(name, ""))
             return None
         self.damaged.pop(name, None)
         return run, beside, stamp
@@ -237,4 +247,5 @@ def _narrow(run: RunState) -> RunState:
         vars["_runtime"] = {"control": {"paused": True}}
     if run.vars.get("_run_lifecycle") is not None:
         vars["_run_lifecycle"] = run.vars["_run_lifecycle"]
-    return replace(run, vars=vars, output=None, intent=None)
+    asking = run.intent if asks_of(run) else None
+    return replace(run, vars=vars, output=None, intent=asking)

@@ -41,6 +41,7 @@ _WAIT_LEADS = {
     "run_id": "some_runs",
     "due": "some_waits",
     "wait_key": "some_waits",
+    "asks": "some_waits",
     "parent_run_id": "some_runs",
     "session_id": "some_runs",
     "reason": "some_waits",
@@ -117,7 +118,7 @@ def _runs(source: _Source, query: RunQuery, start: Place | None) -> Iterator[tup
 
 
 def _waits(source: _Source, query: WaitQuery, start: Place | None) -> Iterator[tuple[Place, RunState]]:
-    filters = _given(query, "run_id", "reason", "wait_key", "due", *ORIGINS)
+    filters = _given(query, "run_id", "reason", "wait_key", "asks", "due", *ORIGINS)
     lead = "run_id" if query.run_id is not None else source.lead(filters, _WAIT_LEADS)
     value: Any = filters.pop(lead) if lead else None
     filters["limit"] = -1  # rows come one by one, and nobody asks for more than the page needs
@@ -129,7 +130,7 @@ def _waits(source: _Source, query: WaitQuery, start: Place | None) -> Iterator[t
     filters["before"] = start[0] if start and query.order == "waits" else _HIGHEST
     if lead:
         filters[f"by_{lead}"] = value
-    name = "find_waits" if lead in (None, "reason", "wait_key") else "find_waits_of_runs"
+    name = "find_waits" if lead in (None, "reason", "wait_key", "asks") else "find_waits_of_runs"
     found = (found for found in _placed(source.rows(name, filters), query) if matches(found[1]))
     if query.order == "waits":
         return found

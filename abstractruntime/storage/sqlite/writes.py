@@ -16,7 +16,7 @@ from ...core.codec import REFUSALS, decode, decode_records, encode, encode_recor
 from ...core.errors import RevisionConflict, StoreCorrupt
 from ...core.models import Request, RunState, RunStatus, StepRecord
 from ..base import Write
-from ..listing import attempt_due
+from ..listing import ASKS, asks_of, attempt_due
 from ..streams import hearing_of
 from . import messages
 from .statements import QUERIES, first
@@ -62,7 +62,8 @@ def wait_row(run_pk: int, run: RunState) -> tuple[Any, ...] | None:
     due = micros(wait.until) if wait.until and not run.paused else None
     hearing = hearing_of(run)
     if hearing is None:
-        return run_pk, str(wait.reason), wait.wait_key, due, None, None, None
+        asks = asks_of(run)  # under a stream that no event has, so that one index serves both
+        return run_pk, str(wait.reason), wait.wait_key, due, asks and ASKS, asks, None
     since = None if "" in hearing.read else micros(hearing.since)
     return run_pk, str(wait.reason), wait.wait_key, due, hearing.stream, hearing.name, since
 

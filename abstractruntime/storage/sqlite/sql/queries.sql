@@ -213,8 +213,10 @@ SELECT w.run, r.run_id, s.data FROM waits w CROSS JOIN runs r ON r.id = w.run CR
 WHERE w.run < :before
 AND w.reason = :by_reason
 AND w.wait_key = :by_wait_key
+AND w.stream = 'asks' AND w.name = :by_asks
 AND +w.reason = :reason
 AND +w.wait_key = :wait_key
+AND +w.stream = 'asks' AND +w.name = :asks
 AND +w.due <= :due
 AND +r.parent_run_id = :parent_run_id
 AND +r.session_id = :session_id
@@ -237,6 +239,7 @@ AND +r.actor_id = :actor_id
 AND +r.workflow_id = :workflow_id
 AND +w.reason = :reason
 AND +w.wait_key = :wait_key
+AND +w.stream = 'asks' AND +w.name = :asks
 AND +w.due <= :due
 ORDER BY r.id DESC LIMIT :limit;
 
@@ -245,6 +248,7 @@ SELECT w.run, r.run_id, s.data FROM waits w CROSS JOIN runs r ON r.id = w.run CR
 WHERE w.due <= :by_due AND (w.due, w.run) > (:after_due, :after_run)
 AND +w.reason = :reason
 AND +w.wait_key = :wait_key
+AND +w.stream = 'asks' AND +w.name = :asks
 AND +r.parent_run_id = :parent_run_id
 AND +r.session_id = :session_id
 AND +r.actor_id = :actor_id
@@ -270,6 +274,7 @@ LIMIT :most);
 SELECT count(*) FROM (SELECT 1 FROM waits w WHERE 1
 AND w.reason = :by_reason
 AND w.wait_key = :by_wait_key
+AND w.stream = 'asks' AND w.name = :by_asks
 AND w.due <= :by_due
 LIMIT :most);
 

@@ -1,0 +1,54 @@
+"""Calls a tool executor of any make: async or sync, ours or a user's with the documented `execute(*, tool_calls)`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+from abstractruntime.core.models import RunState
+from abstractruntime.core.outcomes import CancelSignal
+from abstractruntime.core.threads import WorkerThreads
+
+#: told the place of a call in the list and its result, as soon as there is one
+OnResult: TypeAlias = Callable[[int, dict[str, Any]], Awaitable[None]]
+
+_THREADS = WorkerThreads(64)
+
+
+async def execute(
+    executor: Any,
+    tool_calls: list[dict[str, Any]],
+    *,
+    approved: bool = False,
+    on_result: OnResult | None = None,
+    cancelled: CancelSignal | None = None,
+) -> Any:
+    """What the executor makes of the calls; with `approved` past its policy, if it has one.
+
+    Only an executor with `aexecute` tells results one by one. A sync one runs in a worker thread.
+    """
+    for name in ("execute_approved", "execute") if approved else ("execute",):
+        later = getattr(executor, f"a{name}", None)
+        if callable(later):
+            return await later(tool_calls=tool_calls, on_result=on_result, cancelled=cancelled)
+        method = getattr(executor, name, None)
+        if not callable(method):
+            continue
+        if inspect.iscoroutinefunction(method):
+            return await method(tool_calls=tool_calls)
+        result = await in_thread(method, tool_calls=tool_calls)
+        return await result if inspect.isawaitable(result) else result
+    raise TypeError(f"{executor!r} is no tool executor: it has no execute(*, tool_calls)")
+
+
+def executor_for(executor: Any, run: RunState) -> Any:
+    """The executor for this run: what its `for_run(run)` gives, if it has one, else itself."""
+    made = getattr(executor, "for_run", None)
+    return made(run) if callable(made) else executor
+
+
+async def in_thread(function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+    """Run a blocking function in a worker thread, which keeps no process alive."""
+    return await _THREADS.run(partial(function, *args, **options))
