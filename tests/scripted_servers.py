@@ -83,7 +83,7 @@ class ScriptedServer:
         self.script = deque(script)
         self.latency, self.gate, self.models = latency, gate, models
         self.requests: list[Seen] = []
-        self.inflight = self.max_inflight = self.aborted = self.connections = 0
+        self.inflight = self.max_inflight = self.aborted = self.connections = self.closed = 0
         self.failure: Exception | None = None
         #: of Ollama: the models in memory
         self.resident: dict[str, Any] = {}
@@ -273,6 +273,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server._open.discard(self)
+        self.server.note(closed=1)
         self.task.cancel()
 
     async def _serve(self) -> None:

@@ -141,14 +141,14 @@ def test_each_parameter_that_is_sent(params, fields):
 
 
 def test_the_trace_goes_in_headers_and_none_of_them_breaks_the_request():
-    trace = {"run_id": "r1", "session_id": "Gänge 1\n", "actor_id": "a", "parent_run_id": "p", "node_id": "n😀"}
+    trace = {"run_id": "r1", "session_id": "Gänge", "actor_id": "a\nX-Other: b", "parent_run_id": "p", "node_id": "n😀"}
     headers = asked({"trace_metadata": trace}).sent[0].headers
     assert json.loads(headers["X-AbstractCore-Trace-Metadata"]) == trace
     assert headers["X-AbstractCore-Trace-Metadata"].isascii()
     assert headers["X-AbstractCore-Run-Id"] == "r1"
-    assert headers["X-AbstractCore-Actor-Id"] == "a"
     assert headers["X-AbstractCore-Parent-Run-Id"] == "p"
-    assert "X-AbstractCore-Session-Id" not in headers
+    assert not {"X-AbstractCore-Session-Id", "X-AbstractCore-Actor-Id"} & headers.keys()
+    assert asked({"trace_metadata": {"actor_id": "a"}}).sent[0].headers["X-AbstractCore-Actor-Id"] == "a"
 
 
 def test_keys_are_headers_and_never_in_the_body():
@@ -360,12 +360,15 @@ def test_retry_after_as_a_date():
 
 def test_no_secret_and_no_content_of_a_file_stands_in_an_error_or_a_result():
     text = f"key sk-provider, token server-token, my-token-1, data:image/png;base64,{'QUJD' * 30} and so on"
-    answer = SimpleNamespace(status_code=400, body={"error": {"message": text}}, headers={})
+    answer = SimpleNamespace(status_code=429, body={"error": {"message": text}}, headers={})
     given: dict[str, Any] = {"server_base_url": "http://h:1", "model": "m"}
     given["headers"] = {"X-My-Token": "my-token-1", "Authorization": "Bearer server-token"}
     client = RemoteAbstractCoreLLMClient(**given, request_sender=Sender(answer))
     with pytest.raises(LLMError) as caught:
         client.generate(prompt="hi", params={"api_key": "sk-provider"})
+    with pytest.raises(LLMError) as of_residency:
+        client.lock_model_residency(provider_api_key="sk-provider")
+    assert "sk-provider" not in str(of_residency.value)
     assert str(caught.value).endswith(
         "key [redacted], token [redacted], [redacted], data:image/png;base64,[120 characters] and so on"
     )

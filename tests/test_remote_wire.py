@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from abstractruntime.integrations.abstractcore import remote_transport
+from abstractruntime.integrations.abstractcore import remote_pools, remote_transport
 from abstractruntime.integrations.abstractcore.protocols import LLMError
 from abstractruntime.integrations.abstractcore.remote_client import RemoteAbstractCoreLLMClient
 
@@ -63,6 +63,17 @@ async def test_hundreds_of_calls_are_in_flight_at_once_and_all_can_be_cancelled(
     answers = await asyncio.gather(*(client.agenerate(prompt=str(n)) for n in range(count)))
     assert [answer["content"] for answer in answers] == [f"echo: {n}" for n in range(count)]
     await client.aclose()
+
+
+async def test_calls_share_connections_and_those_of_a_busy_time_are_closed(server):
+    client = client_of(server)
+    for _ in range(3):
+        await asyncio.gather(*(client.agenerate(prompt="hi") for _ in range(remote_pools.SHARED)))
+    assert server.connections == remote_pools.SHARED
+    await asyncio.gather(*(client.agenerate(prompt="hi") for _ in range(5 * remote_pools.SHARED)))
+    await server.until(lambda s: s.connections - s.closed <= remote_pools.SHARED)
+    await client.aclose()
+    await server.until(lambda s: s.connections == s.closed)
 
 
 def test_one_client_serves_blocking_callers_and_one_loop_after_another(server):
@@ -193,6 +204,7 @@ async def test_with_tools_or_a_schema_nothing_is_streamed(server, call):
     [
         ({"chunks": ["a ", "b "], "drop": 1}, "connection"),
         ({"status": 429, "headers": {"Retry-After": "3"}}, "rate_limit"),
+        ({"status": 500, "body": "one\nAPI error (429): two\n"}, "rate_limit"),
         ({"raw": 'data: {"error": {"message": "API error (429): slow"}}\n\n'}, "rate_limit"),
         ({"raw": 'data: {"choices": [{"delta": {"content": "half"}}]}\n\n'}, "connection"),
         ({"raw": "data: {nope\n\n"}, "malformed"),

@@ -172,6 +172,10 @@ async def test_an_unload_of_what_is_not_there_is_done_unless_it_is_required():
     result = await told(control, operation="unload", model="m")
     assert (result["ok"], result["unloaded"], result["warnings"]) == (True, False, ["Nothing to unload: not found"])
     assert (await perform(control, operation="unload", required=True)).status is RunStatus.FAILED
+    control = Control(unload={"ok": True, "unloaded": False, "warnings": ["not there"]})
+    assert (await told(control, operation="unload"))["ok"] is True
+    run = await perform(control, operation="unload", required=True)
+    assert (run.status, "not there" in str(run.error)) == (RunStatus.FAILED, True)
 
 
 async def test_a_cancelled_residency_is_left():

@@ -97,13 +97,8 @@ class RemoteAbstractCoreLLMClient:
             if cancelled is not None and cancelled.is_set():
                 raise LLMError("The call was cancelled before it began.", kind="cancelled", retryable=False)
             makes = self._media.wanted(given)
-            if makes and media_list(media) and not self._media.wants_text(given):
-                raise LLMError(
-                    "A server is asked for pictures and speech by a text alone: leave out media, or run the model "
-                    "locally.",
-                    kind="invalid_request",
-                    retryable=False,
-                )
+            if makes:
+                self._media.check(given, media, self.artifact_store)
             conversation = await self._conversation(prompt, messages, system_prompt, media, given)
             if makes:
                 result = await self._make(prompt, conversation, given)
@@ -229,18 +224,19 @@ class RemoteAbstractCoreLLMClient:
         return result_of(parsed(answer.content), answer.headers, took)
 
     async def _make(self, prompt: str, conversation: list[dict[str, Any]], params: Mapping[str, Any]) -> dict[str, Any]:
-        made = await self._media.make(
+        """Text first, where it is asked for too: it is what costs less, should the other fail."""
+        text: dict[str, Any] = {}
+        if self._media.wants_text(params):
+            text = await self._chat(conversation, None, params, None)
+        return await self._media.make(
             prompt or _last_text(conversation),
             params,
             default_model=model_of(self._model, params),
             headers=headers_of(self._headers, params),
             timeout_s=timeout_of(self._timeout_s, params),
             store=self.artifact_store,
+            text=text,
         )
-        if self._media.wants_text(params):
-            text = await self._chat(conversation, None, params, None)
-            made |= {"text": text, **{key: text[key] for key in ("content", "reasoning", "usage", "finish_reason")}}
-        return made
 
     def _secrets(self, params: Mapping[str, Any]) -> list[str]:
         """The texts that must not leave: in no result and no error."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.threads import WorkerThreads
+from .media import media_list
 from .media_outputs import Made, kept, without_contents
 from .protocols import LLMError
 from .remote_failures import failure_of, parsed, unreadable
@@ -48,6 +49,16 @@ class RemoteMedia:
         """Whether text is asked for beside the rest."""
         return any(modality == "text" for modality, _ in _specs(params))
 
+    def check(self, params: Mapping[str, Any], media: Any, store: Any) -> None:
+        """Raise `LLMError` for what cannot be made or kept, before anything is paid for."""
+        if store is None:
+            raise _impossible("configuration", "Media need an artifact store to be kept in: give artifact_store=.")
+        if media_list(media) and not self.wants_text(params):
+            raise _impossible(
+                "invalid_request",
+                "A server is asked for pictures and speech by a text alone: leave out media, or run the model locally.",
+            )
+
     async def make(
         self,
         prompt: str,
@@ -57,19 +68,13 @@ class RemoteMedia:
         headers: dict[str, str],
         timeout_s: float | None,
         store: Any,
+        text: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Make everything in order, keep it, and give the documented result."""
-        if store is None:  # before anything is paid for
-            raise LLMError(
-                "Media need an artifact store to be kept in: build the runtime or the client with artifact_store=.",
-                kind="configuration",
-                retryable=False,
-            )
+        """Make everything in order, keep it, and give the documented result; `text` is the one that came along."""
         made: list[Made] = []
         for modality, spec in _specs(params):
             if modality != "text":
-                text = str(spec.get("prompt") or spec.get("text") or prompt)
-                body = _body(modality, text, spec, params)
+                body = _body(modality, str(spec.get("prompt") or spec.get("text") or prompt), spec, params)
                 path = IMAGES if modality == "image" else SPEECH
                 answer = await self._transport.send(
                     "POST", path, headers=headers, body=body, timeout_s=timeout_s, binary=modality == "voice"
@@ -80,7 +85,7 @@ class RemoteMedia:
         provider, _, model = default_model.partition("/")
         trace = params.get("trace_metadata")
         result: dict[str, Any] = await self._threads.run(
-            lambda: kept(made, store=store, trace=trace, runtime_provider=provider, runtime_model=model)
+            lambda: kept(made, store=store, trace=trace, text=text, runtime_provider=provider, runtime_model=model)
         )
         return result
 
@@ -99,11 +104,10 @@ def _spec(item: Any) -> tuple[str, dict[str, Any]]:
     name = str(spec.get("modality") or spec.get("type") or spec.get("output") or task).strip().lower()
     modality = _MODALITIES.get(name)
     if modality is None or (task and _MODALITIES.get(task) != modality):
-        raise LLMError(
+        raise _impossible(
+            "invalid_request",
             f"A server can be asked for pictures and speech, found the output selector {item!r:.200}. Say "
             '{"modality": "image"} or {"modality": "voice"}, or run the model locally.',
-            kind="invalid_request",
-            retryable=False,
         )
     return modality, spec
 
@@ -165,3 +169,7 @@ def _made(
         model=model,
         metadata=facts,
     )
+
+
+def _impossible(kind: str, text: str) -> LLMError:
+    return LLMError(text, kind=kind, retryable=False)
