@@ -81,6 +81,15 @@ async def test_a_payload_that_cannot_be_sent_fails_the_effect_and_asks_nobody(pa
     assert client.seen == []
 
 
+@pytest.mark.parametrize("params", [{"timeout_s": "soon"}, {"timeout_s": -1}, {"base_url": 3}, {"api_key": ["k"]}])
+async def test_a_parameter_that_makes_no_sense_fails_at_once(params):
+    policy = RetryPolicy(llm_max_attempts=3, backoff_base=0.001)
+    state, seen = await asked({"prompt": "hi", "params": params}, effect_policy=policy)
+    assert state.status.value == "failed"
+    assert "cannot be made" in state.error or "redacted" in state.error
+    assert seen == []
+
+
 async def test_aliases_and_budgets_are_read_as_documented():
     client = FakeClient()
     await run_with(client, {"text": "hi", "max_out_tokens": 7, "provider": "p", "model": "m"})

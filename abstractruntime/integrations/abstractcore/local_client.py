@@ -8,6 +8,7 @@ a model costs, and hundreds of calls may be under way.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -151,10 +152,14 @@ class MultiLocalAbstractCoreLLMClient:
     # -- inside
 
     def _route(self, params: dict[str, Any]) -> Route:
-        provider, model = params.get("_provider") or self._provider, params.get("_model") or self._model
-        return Route(
-            str(provider), str(model), params.get("base_url"), params.get("api_key") or params.get("provider_api_key")
-        )
+        key = params.get("api_key") or params.get("provider_api_key")
+        parts = (params.get("_provider") or self._provider, params.get("_model") or self._model)
+        for name, value in zip(
+            ("provider", "model", "base_url", "api_key"), (*parts, params.get("base_url"), key), strict=True
+        ):
+            if not isinstance(value, str | None):
+                raise _refused(f"{name} must be a text, found a {type(value).__name__}")
+        return Route(*parts, params.get("base_url"), key)
 
     def _ask(self, prompt: str, messages: Any, system_prompt: str | None, tools: Any, media: Any, params: Any) -> Ask:
         params = dict(params or {})
@@ -168,7 +173,7 @@ class MultiLocalAbstractCoreLLMClient:
             tools=tools or None,
             media=media or None,
             params=params,
-            timeout=float(params.get("timeout_s") or self._timeout),
+            timeout=_seconds(params.get("timeout_s")) or self._timeout,
             hidden=[text for text in hidden if len(text) >= 4],
         )
 
@@ -235,6 +240,16 @@ class LocalAbstractCoreLLMClient(MultiLocalAbstractCoreLLMClient):
                 retryable=False,
             )
         return route
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf):
+        return value
+    raise _refused(f"timeout_s must be a number of seconds, found {value!r:.80}")
+
+
+def _refused(why: str) -> LLMError:
+    return LLMError(f"The call cannot be made: {why}", kind="invalid_request", retryable=False)
 
 
 def _on_loop(on_delta: OnDelta) -> Callable[[str], None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import sha256
 from typing import Any
 
@@ -22,6 +22,9 @@ from .severing import quicken
 
 #: providers that are kept; of more, those not in use are closed, the one not used for longest first
 MOST_PROVIDERS = 64
+
+#: providers whose models run in this process, which take one call at a time
+_IN_PROCESS = ("huggingface", "mlx")
 
 #: the argument under which a call tells its provider of the schema that the answer must fit
 ANSWER_MODEL = "_runtime_answer_model"
@@ -43,11 +46,13 @@ class Route(Struct, frozen=True):
 
 
 class _Entry:
-    __slots__ = ("instance", "lock", "users")
+    __slots__ = ("instance", "lock", "turn", "users")
 
-    def __init__(self) -> None:
+    def __init__(self, *, serial: bool) -> None:
         self.lock, self.users = threading.Lock(), 0
         self.instance: Any = None
+        #: held during a call of a model that takes one at a time
+        self.turn: AbstractContextManager[Any] = threading.Lock() if serial else nullcontext()
 
 
 class Providers:
@@ -62,14 +67,15 @@ class Providers:
     def take(self, route: Route) -> Iterator[Any]:
         """The provider, for the time of a call."""
         with self._lock:
-            entry = self._entries.setdefault(route.key, _Entry())
+            entry = self._entries.setdefault(route.key, _Entry(serial=route.provider in _IN_PROCESS))
             self._entries.move_to_end(route.key)
             entry.users += 1
         try:
             with entry.lock:
                 if entry.instance is None:
                     entry.instance = _made(route, self._kwargs)
-            yield entry.instance
+            with entry.turn:
+                yield entry.instance
         finally:
             with self._lock:
                 entry.users -= 1
