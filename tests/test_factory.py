@@ -138,6 +138,19 @@ def test_names_of_the_bridge_are_there_without_abstractcore():
     assert 'pip install "abstractruntime[abstractcore]"' in found.stdout, found.stderr
 
 
+def test_the_logging_of_a_program_stays_as_it_is():
+    program = (
+        "import logging, sys\n"
+        "logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')\n"
+        "from abstractruntime.integrations.abstractcore import create_local_runtime\n"
+        "create_local_runtime(provider='ollama', model='qwen3:4b')\n"
+        "assert 'abstractcore' in sys.modules\n"
+        "logging.getLogger('mine').info('heard')\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "heard" in found.stdout.splitlines(), found.stderr
+
+
 def test_a_program_that_forgets_to_close_exits():
     with ScriptedServer() as server:
         program = (

@@ -192,6 +192,28 @@ async def test_a_call_may_choose_its_model_address_and_key_where_the_client_lets
         single.generate(prompt="hi", params={"_model": "another"})
 
 
+async def test_the_key_of_a_client_goes_to_its_own_provider_and_address_alone(monkeypatch):
+    with ScriptedServer() as server, ScriptedServer() as other:
+        monkeypatch.setenv("OLLAMA_BASE_URL", other.url)
+        async with client_of(server, llm_kwargs={"api_key": "sk-of-the-client"}) as client:
+            for params in ({}, {"base_url": other.openai_url}, {"_provider": "ollama", "_model": "qwen3:4b"}):
+                await client.agenerate(prompt="hi", params=params)
+    assert server.asked[0].headers["authorization"] == "Bearer sk-of-the-client"
+    assert len(other.asked) == 2
+    assert "sk-of-the-client" not in str(other.requests)
+
+
+async def test_a_key_from_the_environment_is_hidden_too(monkeypatch, caplog):
+    key = "sk-from-the-environment"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with ScriptedServer([{"status": 401, "body": {"error": {"message": f"bad key {key}"}}}]) as server:
+        async with client_of(server) as client:
+            with pytest.raises(LLMError) as caught:
+                await client.agenerate(prompt="hi")
+    assert server.asked[0].headers["authorization"] == f"Bearer {key}"
+    assert key not in str(caught.value) + caplog.text
+
+
 async def test_keys_are_in_no_error_and_no_answer():
     script = [{"status": 401, "body": {"error": {"message": "bad key sk-secret-1"}}}, "you sent sk-secret-1"]
     with ScriptedServer(script) as server:

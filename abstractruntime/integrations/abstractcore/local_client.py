@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...core.outcomes import CancelSignal
-from ...core.secrets import SECRET_KEYS, scrub
+from ...core.secrets import scrub
 from ...core.threads import WorkerThreads
 from .core_call import Ask, arguments_of, collected
 from .extra import needed
@@ -24,11 +24,14 @@ from .media import media_files
 from .media_outputs import kept, made_by_core
 from .normalising import text_result
 from .protocols import LLMError, OnDelta
-from .providers import Providers, Route
+from .providers import Providers, Route, is_secret_name
 from .severing import CancelEvent, can_cancel
 
 #: calls that one client has under way at once; further ones wait for a thread
 MAX_CALLS = 256
+
+#: characters that a real key has at least
+_KEY_LENGTH = 16
 
 #: seconds that a call may take in all
 DEFAULT_TIMEOUT = 7200.0
@@ -66,7 +69,7 @@ class MultiLocalAbstractCoreLLMClient:
         self._provider, self._model = provider, model
         self._kwargs = dict(llm_kwargs or {})
         self.artifact_store = artifact_store
-        self._providers = Providers(self._kwargs)
+        self._providers = Providers(provider, self._kwargs)
         self._threads = WorkerThreads(max_calls)
         #: ids of models that are not to be unloaded
         self._locks: set[str] = set()
@@ -178,12 +181,14 @@ class MultiLocalAbstractCoreLLMClient:
         )
 
     def _answer(self, ask: Ask, event: CancelEvent, deliver: OnDelta | None) -> dict[str, Any]:
+        hidden = list(ask.hidden)
         try:
             with (
-                unlogged(ask.hidden),
+                unlogged(hidden),
                 self._providers.take(ask.route) as provider,
                 media_files(ask.media, self.artifact_store) as media,
             ):
+                hidden += _own_key(provider)
                 arguments, warnings = arguments_of(ask, provider, media)
                 if can_cancel(provider):
                     arguments["cancel_event"] = event
@@ -194,11 +199,11 @@ class MultiLocalAbstractCoreLLMClient:
             answer = self._result(ask, response)
         except Exception as error:  # a boundary: whatever AbstractCore raises becomes an error of ours
             failure = as_llm_error(error)
-            failure.args = (scrub(str(failure), ask.hidden),)
+            failure.args = (scrub(str(failure), hidden),)
             raise failure from None
         if warnings:
             answer["metadata"]["warnings"] = warnings
-        found: dict[str, Any] = scrub(answer, ask.hidden)
+        found: dict[str, Any] = scrub(answer, hidden)
         return found
 
     def _result(self, ask: Ask, response: Any) -> dict[str, Any]:
@@ -252,6 +257,12 @@ def _refused(why: str) -> LLMError:
     return LLMError(f"The call cannot be made: {why}", kind="invalid_request", retryable=False)
 
 
+def _own_key(provider: Any) -> list[str]:
+    """A key that the provider found in the environment; short ones are placeholders, such as `EMPTY`."""
+    key = getattr(provider, "api_key", None)
+    return [key] if isinstance(key, str) and len(key) >= _KEY_LENGTH else []
+
+
 def _on_loop(on_delta: OnDelta) -> Callable[[str], None]:
     loop = asyncio.get_running_loop()
 
@@ -262,4 +273,4 @@ def _on_loop(on_delta: OnDelta) -> Callable[[str], None]:
 
 
 def _secrets_in(kwargs: dict[str, Any]) -> list[Any]:
-    return [value for name, value in kwargs.items() if name.lower().replace("-", "_") in SECRET_KEYS]
+    return [value for name, value in kwargs.items() if is_secret_name(name)]

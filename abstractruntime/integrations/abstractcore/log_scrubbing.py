@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from ...core.secrets import scrub
 
 #: the texts that must not be logged by this call
-_HIDDEN: ContextVar[tuple[str, ...]] = ContextVar("hidden", default=())
+_HIDDEN: ContextVar[Sequence[str]] = ContextVar("hidden", default=())
 
 
 class _Scrubbing(logging.Filter):
@@ -33,8 +33,8 @@ def watch_logs(provider: Any) -> None:
 
 @contextmanager
 def unlogged(hidden: list[str]) -> Iterator[None]:
-    """Inside, these texts are in no line of the watched loggers."""
-    token = _HIDDEN.set(tuple(hidden))
+    """Inside, these texts, and those added to the list meanwhile, are in no line of the watched loggers."""
+    token = _HIDDEN.set(hidden)
     try:
         yield
     finally:

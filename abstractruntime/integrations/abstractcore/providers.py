@@ -16,6 +16,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from ...core.secrets import SECRET_KEYS
 from .extra import needed
 from .log_scrubbing import watch_logs
 from .severing import quicken
@@ -56,10 +57,14 @@ class _Entry:
 
 
 class Providers:
-    """Makes providers and keeps them. Safe from any thread; `take` blocks while one is made."""
+    """Makes providers and keeps them. Safe from any thread; `take` blocks while one is made.
 
-    def __init__(self, llm_kwargs: Mapping[str, Any] | None = None) -> None:
-        self._kwargs = dict(llm_kwargs or {})
+    `llm_kwargs` are for the provider `home`: its address is not for another provider, and its key neither for another
+    provider nor for another address.
+    """
+
+    def __init__(self, home: str, llm_kwargs: Mapping[str, Any] | None = None) -> None:
+        self._home, self._kwargs = home, dict(llm_kwargs or {})
         self._entries: OrderedDict[tuple[str, str, str, str], _Entry] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -73,7 +78,7 @@ class Providers:
         try:
             with entry.lock:
                 if entry.instance is None:
-                    entry.instance = _made(route, self._kwargs)
+                    entry.instance = _made(route, self._kwargs_for(route))
             with entry.turn:
                 yield entry.instance
         finally:
@@ -96,10 +101,24 @@ class Providers:
         for entry in entries:
             _close(entry.instance)
 
+    def _kwargs_for(self, route: Route) -> dict[str, Any]:
+        abroad = route.provider != self._home
+        elsewhere = abroad or route.base_url not in (None, self._kwargs.get("base_url"))
+        return {
+            name: value
+            for name, value in self._kwargs.items()
+            if not (elsewhere and is_secret_name(name)) and not (abroad and name == "base_url")
+        }
+
     def _surplus(self) -> list[Any]:
         idle = [key for key, entry in self._entries.items() if entry.users == 0]
         over = max(0, len(self._entries) - MOST_PROVIDERS)
         return [self._entries.pop(key).instance for key in idle[:over]]
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether an argument of this name holds a secret."""
+    return name.lower().replace("-", "_") in SECRET_KEYS
 
 
 def _made(route: Route, llm_kwargs: dict[str, Any]) -> Any:
