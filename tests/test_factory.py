@@ -162,3 +162,38 @@ def test_a_program_that_forgets_to_close_exits():
         )
         found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert found.stdout.strip() == "echo: hello", found.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 7200.0), (5, 5)])
+def test_tools_have_a_time_limit_and_a_client_controls_models(given, expected):
+    class Tools:
+        def set_timeout_s(self, seconds):
+            self.seconds = seconds
+
+        def execute(self, *, tool_calls):
+            return {"mode": "executed", "results": []}
+
+    tools = Tools()
+    with ScriptedServer() as server, local(server, tool_executor=tools, tool_timeout_s=given):
+        assert tools.seconds == expected
+    client = bridge.MultiLocalAbstractCoreLLMClient(provider="ollama", model="m")
+    assert isinstance(client, bridge.AbstractCoreControlClient)
+    assert isinstance(client, bridge.AbstractCoreLLMClient)
+
+
+def test_a_call_under_way_keeps_no_program_from_its_exit():
+    with ScriptedServer([{"hold": True}]) as server:
+        program = (
+            "import sys, threading\n"
+            "from abstractruntime.integrations.abstractcore import create_local_runtime\n"
+            "from tests.bridge_fixtures import asking\n"
+            f"model = {{'model': 'qwen3:4b', 'llm_kwargs': {{'base_url': {server.url!r}}}}}\n"
+            "rt = create_local_runtime(provider='ollama', **model)\n"
+            "threading.Thread(target=lambda: rt.run(asking({'prompt': 'hello'})), daemon=True).start()\n"
+            "sys.stdin.readline()\n"
+        )
+        command = [sys.executable, "-c", program]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+            server.wait_until(lambda s: len(s.asked) == 1, 30)
+            _, error = running.communicate("\n", timeout=30)
+        assert running.returncode == 0, error
