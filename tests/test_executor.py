@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import threading
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from abstractruntime.integrations.abstractcore.tool_executor import (
     tool_options,
 )
 
+from . import isolated_tools
 from .scale import scaled
 
 LONG = 60.0
@@ -611,3 +614,61 @@ async def test_a_composite_passes_a_wait_on_only_for_a_whole_batch():
     mixed = await tools.aexecute(tool_calls=[call("add", a=1), call("elsewhere")])
     assert [result["success"] for result in mixed["results"]] == [True, False]
     assert "must be called alone" in mixed["results"][1]["error"]
+
+
+# -- in processes of their own
+
+
+async def test_an_isolated_tool_runs_elsewhere_and_gives_the_same_result():
+    executor = MappingToolExecutor.from_tools([isolated_tools.double, isolated_tools.later, isolated_tools.raises])
+    result = await one(executor, "double", n="4")
+    assert result["output"] == {"double": 8, "key": "rt_c1", "pid": result["output"]["pid"]}
+    assert result["output"]["pid"] != os.getpid()
+    assert (result["call_id"], result["runtime_call_id"], result["success"]) == ("c1", "rt_c1", True)
+    assert (await one(executor, "later", n=3))["output"] == 3
+    assert (await one(executor, "raises"))["error"] == "KeyError: 'k'"
+    assert "n: expected a whole number" in (await one(executor, "double", n="x"))["error"]
+
+
+async def test_an_isolated_tool_that_takes_too_long_is_killed(tmp_path):
+    executor = MappingToolExecutor.from_tools([isolated_tools.hangs])
+    file = tmp_path / "pid"
+    result = await one(executor, "hangs", file=str(file))
+    assert result["error"].startswith("Tool execution timed out after 1.5s and its process was killed")
+    assert result["meta"] == {"outcome": "killed"}
+    assert_gone(file)
+
+
+async def test_an_isolated_tool_that_is_cancelled_is_killed(tmp_path):
+    executor = MappingToolExecutor({"hangs": isolated_tools.hangs})
+    file = tmp_path / "pid"
+    task = asyncio.create_task(one(executor, "hangs", file=str(file)))
+    for _ in range(1000):
+        if await asyncio.to_thread(file.exists):
+            break
+        await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert_gone(file)
+
+
+def assert_gone(file: Path) -> None:
+    if file.exists() and (text := file.read_text()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(text), 0)
+
+
+async def test_an_isolated_tool_takes_only_its_own_process_with_it():
+    result = await one(MappingToolExecutor.from_tools([isolated_tools.crashes]), "crashes")
+    assert result["error"] == "The tool's process ended with exit code 7"
+    assert result["meta"] == {"outcome": "unknown"}
+
+
+def test_what_no_other_process_could_import_is_refused_at_once():
+    @tool_options(isolated=True)
+    def local() -> None:
+        pass
+
+    with pytest.raises(ValueError, match="cannot run isolated"):
+        MappingToolExecutor.from_tools([local])

@@ -167,6 +167,16 @@ async def test_http_with_sessions_is_greeted_and_survives_a_restart_of_the_serve
         await executor.aclose()
 
 
+async def test_an_http_server_that_refuses_says_so_and_did_nothing():
+    with http_mcp() as server:
+        executor = McpToolExecutor(server_id="web", mcp_url=server.url)
+        server.handle = lambda request, message: server._send(request, 401, b"who are you", None)  # type: ignore[method-assign]
+        result = await one(executor, "add", a=1)
+        assert result["error"] == "MCP server 'web' refused: MCP HTTP 401: who are you"
+        assert result["meta"] == {"outcome": "not_started"}
+        await executor.aclose()
+
+
 async def test_an_http_server_that_is_away_did_nothing_and_is_found_again():
     server = HttpMcp()
     executor = McpToolExecutor(server_id="web", mcp_url=server.url, timeout_s=5)

@@ -140,6 +140,15 @@ def test_patterns_stay_below_where_the_search_begins(place, pattern):
     assert "file_pattern" in check("search_files", {"pattern": "x", "file_pattern": "**/*.py|*.md"}, vars_of(place))
 
 
+def test_a_pattern_leads_through_no_link_and_a_walk_meets_none_behind_a_loop(place):
+    root = with_links(place)
+    (root / ".venv").mkdir()
+    (root / ".venv" / "out").symlink_to(place / "outside")
+    assert check("list_files", {"pattern": ".venv/out/*"}, vars_of(place)).startswith("Workspace: ")
+    (root / "sub" / "deep" / "l").symlink_to("../../loop/../secret")
+    assert "deep/l" in check("list_files", {"directory_path": "sub/deep"}, vars_of(place))
+
+
 def test_a_walk_is_refused_where_a_link_leads_out(place):
     assert check("search_files", {"pattern": "x"}, vars_of(place))["path"]
     (place / "work" / "sub" / "deep" / "out").symlink_to(place / "outside")

@@ -14,6 +14,7 @@ from .arguments import Signature, signature_of
 from .batches import BatchExecutor, limit_of
 from .calls import Result, ToolCall
 from .coercion import ArgumentError
+from .isolated import address_of, perform_isolated
 from .options import ToolOptions, options_of
 from .outputs import failure_in, plain
 from .running import is_async, run_async, run_sync
@@ -43,13 +44,16 @@ class Tool(Struct, frozen=True):
 
     async def perform(self, call: ToolCall, limit: float | None, threads: asyncio.Semaphore) -> Result:
         """Call the function with the call's arguments; whatever it does becomes the call's result."""
+        if self.options.timeout_s is not None:
+            limit = limit_of(self.options.timeout_s)
+        if self.options.isolated:
+            async with threads:
+                return await perform_isolated(address_of(self.function), call, limit)
         signal = CancelSignal()
         try:
             args, named = self.signature.bound(call.arguments, runtime_call_id=call.runtime_call_id, signal=signal)
         except ArgumentError as error:
             return call.failed(f"Invalid arguments of tool '{self.name}': {error}")
-        if self.options.timeout_s is not None:
-            limit = limit_of(self.options.timeout_s)
         if self.is_async:
             ended = await run_async(lambda: self.function(*args, **named), limit, signal)
         else:
@@ -78,6 +82,8 @@ def tool_of(function: Any, name: str | None = None, definition: Any = None) -> T
     name = name or options.name or getattr(definition, "name", None) or getattr(function, "__name__", None)
     if not isinstance(name, str) or not name.strip() or name == "<lambda>":
         raise ValueError(f"A tool must have a name, {function!r:.80} has none: give it one by tool_options(name=...)")
+    if options.isolated:
+        address_of(function)
     return Tool(name.strip(), function, signature_of(function), options, is_async(function), definition)
 
 
@@ -99,11 +105,13 @@ class MappingToolExecutor(BatchExecutor):
     """
 
     def __init__(self, tool_map: Mapping[str, Callable[..., Any]], *, timeout_s: float | None = None) -> None:
-        """Tools by the names that the model uses. Raises ValueError for a value that cannot be called."""
+        """Tools by the names that the model uses. Raises ValueError for what cannot be called and for a name twice."""
         super().__init__(timeout_s=timeout_s)
         self._tools: dict[str, Tool] = {}
         for name, function in tool_map.items():
             tool = tool_of(function, name)
+            if tool.name in self._tools:
+                raise ValueError(f"Two tools are named {tool.name!r}")
             self._tools[tool.name] = tool
 
     @classmethod

@@ -59,7 +59,7 @@ class McpServer:
         self._http: Any = None
         self._lasts: float | None = None
 
-    def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    def call(self, tool: str, arguments: dict[str, Any], *, again: bool = False) -> dict[str, Any]:
         """Call a tool. Raises `McpServerError`, after which the next call begins with a new client.
 
         A server that answers with an error raises AbstractCore's `McpRpcError`: it is alive.
@@ -71,8 +71,8 @@ class McpServer:
             raise
         except needed("abstractcore.mcp.client").McpError as error:
             self.close()
-            if not self._given and _is_unknown_session(error):  # it was restarted and has performed nothing
-                return dict(self._alive().call_tool(name=tool, arguments=arguments))
+            if not (again or self._given) and str(error).startswith("MCP HTTP 404"):  # the session of a server before
+                return self.call(tool, arguments, again=True)
             raise self._broken(error) from error
 
     def tool_specs(self) -> list[dict[str, Any]]:
@@ -156,11 +156,12 @@ class McpServer:
             raise needed("abstractcore.mcp.client").McpError(str(error)) from error
 
     def _broken(self, error: Exception) -> McpServerError:
-        never = isinstance(error.__cause__, needed("httpx").ConnectError)
-        text = f"MCP server {self.server_id!r} broke off: {error}"
-        if never:
-            return McpServerError(text, outcome="not_started")
-        return McpServerError(f"{text}; outcome unknown", outcome="unknown")
+        server = f"MCP server {self.server_id!r}"
+        if str(error).startswith("MCP HTTP 4"):
+            return McpServerError(f"{server} refused: {error}", outcome="not_started")
+        if isinstance(error.__cause__, needed("httpx").ConnectError):
+            return McpServerError(f"{server} cannot be reached: {error}", outcome="not_started")
+        return McpServerError(f"{server} broke off: {error}; outcome unknown", outcome="unknown")
 
 
 class _AllPages:
@@ -185,10 +186,6 @@ class _AllPages:
             if not isinstance(cursor, str) or cursor in seen:
                 return tools
             seen.add(cursor)
-
-
-def _is_unknown_session(error: Exception) -> bool:
-    return str(error).startswith("MCP HTTP 404")
 
 
 def _end(client: Any) -> None:

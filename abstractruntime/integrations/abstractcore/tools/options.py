@@ -27,6 +27,7 @@ class ToolOptions(Struct, frozen=True, kw_only=True):
     parallel_safe: bool | None = None
     #: seconds; 0 or less: as long as it likes
     timeout_s: float | None = None
+    isolated: bool = False
     name: str | None = None
     description: str | None = None
 
@@ -42,14 +43,17 @@ def tool_options(
     read_only: bool | None = None,
     parallel_safe: bool | None = None,
     timeout_s: float | None = None,
+    isolated: bool = False,
     name: str | None = None,
     description: str | None = None,
 ) -> Callable[[F], F]:
     """Declare how a tool may be executed; the function itself stays as it is.
 
     `read_only` (it changes nothing) and `parallel_safe` (it may run beside others) both let consecutive calls of a
-    batch be in flight together. `timeout_s` goes before the executor's; 0 is without end. `name` and `description`
-    are what the model sees, in place of the function's own.
+    batch be in flight together. `timeout_s` goes before the executor's; 0 is without end. An `isolated` tool runs in a
+    process of its own, which is killed when it takes too long or is cancelled; it must stand in a module that can be
+    imported, gets its arguments as JSON, sees no context variables, and costs the start of a Python. `name` and
+    `description` are what the model sees, in place of the function's own.
 
     >>> @tool_options(read_only=True, timeout_s=10)
     ... async def look_up(city: str) -> str:
@@ -57,7 +61,12 @@ def tool_options(
     ...     return "dry"
     """
     options = ToolOptions(
-        read_only=read_only, parallel_safe=parallel_safe, timeout_s=timeout_s, name=name, description=description
+        read_only=read_only,
+        parallel_safe=parallel_safe,
+        timeout_s=timeout_s,
+        isolated=isolated,
+        name=name,
+        description=description,
     )
 
     def decorate(function: F) -> F:

@@ -189,7 +189,9 @@ def _arguments(rule: _Rule, arguments: dict[str, Any], workspace: Workspace) -> 
         places = [found[rule.start]]
     for name, value in found.items():
         if normal(name) in rule.patterns:
-            _check_pattern(value, name)
+            for folder in _folders_of(value, name):
+                for place in places:
+                    workspace.inside(os.path.join(place, folder))
     if rule.walks:
         for place in places:
             _check_links(place, workspace)
@@ -239,20 +241,23 @@ def _is_under(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def _check_pattern(value: Any, name: str) -> None:
-    """A pattern stays below where the search begins: no `..`, nothing absolute, no wildcard in a folder's name."""
+def _folders_of(value: Any, name: str) -> Iterator[str]:
+    """The folders that a pattern names. It stays below where the search begins: no `..`, nothing absolute, no wildcard
+    but `**` in the name of a folder."""
     for pattern in str(value).split("|"):
         parts = pattern.strip().replace("\\", "/").split("/")
         if ".." in parts or pattern.strip().startswith(("/", "~", "\\")) or "\0" in pattern:
             raise Refused(f"{name} {pattern!r} leads out of the folder that is searched")
         if any(part != "**" and any(char in part for char in "*?[{") for part in parts[:-1]):
             raise Refused(f"{name} {pattern!r}: only ** may stand before the last part of a pattern")
+        first = parts.index("**") if "**" in parts else len(parts) - 1
+        if first > 0:
+            yield "/".join(parts[:first])
 
 
 def _check_links(folder: str, workspace: Workspace) -> None:
     for link in _links_below(folder):
-        target = os.path.realpath(link)
-        if not workspace.admits(target):
+        if not workspace.admits(_real(link, workspace.root)):
             raise Refused(
                 f"{folder!r} holds the link {link!r}, which leads out of the workspace; "
                 "search a folder beside it, or allow where it leads"
