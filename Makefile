@@ -12,16 +12,20 @@ LOG := $(VENV)/install.log
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench soak check clean
+.PHONY: help demo test test-latest lint types bench soak check clean
 
 help:  ## Show the targets.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 demo: $(VENV)/.base  ## Run the example: a workflow is killed twice and loses nothing.
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev  ## Run the whole test suite.
 	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
+
+test-latest:  ## Run it against the newest AbstractCore, in .venv-latest: about a gigabyte.
+	@$(MAKE) --no-print-directory VENV=.venv-latest .venv-latest/.latest
+	.venv-latest/bin/python -m pytest -q --durations=10 $(ARGS)
 
 lint: $(VENV)/.dev  ## Check style and formatting.
 	$(BIN)/ruff check .
@@ -39,7 +43,7 @@ soak: $(VENV)/.dev  ## Run the same tests with larger numbers.
 check: demo lint types test  ## Everything that must hold before a change lands.
 
 clean:  ## Remove the environment and all that was generated.
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-latest build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so that a set-up that was interrupted starts again.
@@ -53,4 +57,9 @@ $(VENV)/.base: pyproject.toml
 $(VENV)/.dev: $(VENV)/.base
 	@echo "Installing the tools for development (log: $(LOG))"
 	@$(INSTALL) -e '.[dev]' >> $(LOG) 2>&1 || { cat $(LOG); exit 1; }
+	@touch $@
+
+$(VENV)/.latest: $(VENV)/.dev
+	@echo "Installing the newest AbstractCore (log: $(LOG))"
+	@$(INSTALL) --upgrade 'abstractcore[server]' >> $(LOG) 2>&1 || { cat $(LOG); exit 1; }
 	@touch $@

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +21,7 @@ from .core.leases import Leases
 from .core.models import Commit, RunState, RunStatus
 from .core.policy import DefaultEffectPolicy, EffectPolicy
 from .core.secrets import Secrets, admit
+from .core.shielding import call_all
 from .core.spec import DefaultRunContext, RunContext, WorkflowSpec
 from .core.threads import WorkerThreads
 from .core.typed import check_vars
@@ -41,7 +42,7 @@ from .performer import Performer
 from .reading import ReadsRuns
 from .starting import difference, identity_of, seeded
 from .storage.joining import join
-from .storage.opening import OpenedStores, open_stores
+from .storage.opening import open_stores
 from .subruns import Subruns
 
 #: sync effect handlers that one runtime runs at the same time
@@ -83,6 +84,7 @@ class AsyncRuntime(
         enforce_limits: what happens before a node of a run is asked that has reached a limit of its iterations, tokens
             or history: nothing (None), the run fails (`"fail"`), or it waits for a person who says whether to raise the
             limit or to stop (`"ask"`); it goes on after `resume`, or when `update_limits` has raised the limit.
+        on_close: functions, sync or async, called in order when the runtime is closed.
 
     >>> async with AsyncRuntime(run_store=runs, ledger_store=ledger) as rt:
     ...     state = await rt.run(workflow, vars={"task": "sum up"})
@@ -111,9 +113,9 @@ class AsyncRuntime(
         quarantine_after: int | None = None,
         snapshot_store: Any = None,
         enforce_limits: EnforceLimits = None,
+        on_close: Iterable[Callable[[], Any]] = (),
     ) -> None:
-        self._snapshot_store = snapshot_store
-        self._opened: OpenedStores | None = None
+        self._snapshot_store, self._on_close = snapshot_store, tuple(on_close)
         self._run_store, self._ledger_store = run_store, ledger_store
         self._clock = clock or SYSTEM_CLOCK
         self._ctx: RunContext = context if context is not None else DefaultRunContext(self._clock)
@@ -202,7 +204,7 @@ class AsyncRuntime(
         """
         opened = open_stores(url).as_async()
         runtime = cls(**{**opened.given(), **options})
-        runtime._opened = opened
+        runtime._on_close += (opened.aclose,)
         return runtime
 
     async def __aenter__(self) -> AsyncRuntime:
@@ -214,15 +216,14 @@ class AsyncRuntime(
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Hand back the effects in flight, give up the lease, end who follows.
+        """Hand back the effects in flight, give up the lease, end who follows, call `on_close`.
 
         The stores stay open: they are yours. Those of a runtime that was made by `open` are closed.
         """
         self._following.close()
         await self._engine.stop()
         await self._leases.close()
-        if self._opened is not None:
-            await self._opened.aclose()
+        await call_all(self._on_close)
 
     # -- moving runs
 

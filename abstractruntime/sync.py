@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -66,6 +66,7 @@ class Runtime:
         quarantine_after: int | None = None,
         snapshot_store: Any = None,
         enforce_limits: EnforceLimits = None,
+        on_close: Iterable[Callable[[], Any]] = (),
     ) -> None:
         self.aio = AsyncRuntime(
             run_store=run_store,
@@ -88,6 +89,7 @@ class Runtime:
             quarantine_after=quarantine_after,
             snapshot_store=snapshot_store,
             enforce_limits=enforce_limits,
+            on_close=on_close,
         )
 
     @classmethod
@@ -95,7 +97,7 @@ class Runtime:
         """See `AsyncRuntime.open`; its stores are the blocking ones."""
         opened = open_stores(url)
         runtime = cls(**{**opened.given(), **options})
-        runtime.aio._opened = opened
+        runtime.aio._on_close += (opened.aclose,)
         return runtime
 
     def __enter__(self) -> Runtime:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
 
-from . import crowd, driving, facade, imports, lives, long_runs, recovery, steps, stores, table, tools
+from . import crowd, driving, facade, imports, lives, long_runs, models, recovery, steps, stores, table, tools
 
 #: the size of a quick benchmark, relative to a full one
 _QUICK = 0.02
@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"Measuring, {rounds} rounds", file=sys.stderr, flush=True)
     rows = list(_rows(options.folder, rounds, _QUICK if options.quick else 1.0))
     facts = table.machine(options.folder)
+    facts["abstractcore"] = models.installed()
     facts["rounds"] = f"{rounds}, medians" + (", quick: the figures mean little" if options.quick else "")
     print(table.text(facts, rows))
     if options.verbose:
@@ -38,6 +39,7 @@ def _rows(folder: Path, rounds: int, scale: float) -> Iterator[table.Row]:
     yield from driving.rows(folder, rounds=rounds, scale=scale)
     yield from crowd.rows(folder, rounds=rounds, scale=scale)
     yield from facade.rows(rounds=rounds, scale=scale)
+    yield from models.rows(rounds=rounds, scale=scale)
     yield from tools.rows(rounds=rounds)
     yield from imports.rows(rounds=rounds)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -24,6 +25,14 @@ def blockbuster() -> Iterator[BlockBuster]:
     """
     with blockbuster_ctx("abstractruntime") as guard:
         yield guard
+
+
+@pytest.fixture(autouse=True)
+def root_level() -> Iterator[None]:
+    """AbstractCore, where a test imports it by itself, raises the level of the root logger for all that come after."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ A reply of the script is a text, a function from the request to a reply, or a di
     hold              never answer
     chunks, pause     what a stream is cut into, and the seconds between two
     endless           repeat the chunks for ever
+
+With `gate=200` nothing is answered before 200 requests are under way at once.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -74,12 +77,14 @@ class ScriptedServer:
         script: Iterable[Any] = (),
         *,
         latency: float = 0.0,
+        gate: int = 0,
         models: tuple[str, ...] = ("qwen3-4b", "qwen3:4b", "scripted-model"),
     ) -> None:
         self.script = deque(script)
-        self.latency, self.models = latency, models
+        self.latency, self.gate, self.models = latency, gate, models
         self.requests: list[Seen] = []
-        self.inflight = self.max_inflight = self.aborted = self.connections = 0
+        self.inflight = self.max_inflight = self.aborted = self.connections = self.closed = 0
+        self.failure: Exception | None = None
         #: of Ollama: the models in memory
         self.resident: dict[str, Any] = {}
         self._changed = threading.Condition()
@@ -95,6 +100,8 @@ class ScriptedServer:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+        if self.failure is not None:
+            raise self.failure
 
     @property
     def url(self) -> str:
@@ -125,6 +132,7 @@ class ScriptedServer:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._open: set[_Connection] = set()
+        self._full = asyncio.Event()
         server = await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, backlog=1024)
         self._port = server.sockets[0].getsockname()[1]
         self._ready.set()
@@ -140,6 +148,8 @@ class ScriptedServer:
             for name, by in changes.items():
                 setattr(self, name, getattr(self, name) + by)
             self.max_inflight = max(self.max_inflight, self.inflight)
+            if self.max_inflight >= self.gate:
+                self._full.set()
             self._changed.notify_all()
 
     async def answer(self, seen: Seen, out: _Connection) -> None:
@@ -157,12 +167,16 @@ class ScriptedServer:
             if not self._stop.is_set():
                 self.note(aborted=1)
             raise
+        except Exception as error:  # the test must hear of it, and the client must not wait
+            self.failure = error
+            out.transport.abort()
         finally:
             self.note(inflight=-1)
 
     async def _reply(self, seen: Seen, reply: Any, out: _Connection) -> None:
         given: dict[str, Any] = {"content": reply} if isinstance(reply, str) else dict(reply or {})
         await asyncio.sleep(given.get("latency", self.latency))
+        await self._full.wait()
         if given.get("hold"):
             await asyncio.Event().wait()
         streams = bool((seen.json or {}).get("stream"))
@@ -259,6 +273,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server._open.discard(self)
+        self.server.note(closed=1)
         self.task.cancel()
 
     async def _serve(self) -> None:
@@ -355,7 +370,8 @@ def _speak_by_itself(answer: Answer, body: dict[str, Any], role: str, text: str)
     command, _, rest = text.strip().partition(" ")
     if role == "user" and command == "CALL":
         name, _, arguments = rest.partition(" ")
-        answer.tool_calls = [{"name": name, "arguments": json.loads(arguments or "{}")}]
+        found, _ = json.JSONDecoder().raw_decode(arguments or "{}")  # some clients add a word for the model
+        answer.tool_calls = [{"name": name, "arguments": found}]
     elif isinstance(schema, dict):
         answer.content = json.dumps(filled(schema, schema))
     else:
@@ -459,3 +475,9 @@ async def _pieces(answer: Answer) -> AsyncIterator[str]:
             await asyncio.sleep(answer.pause)
         if not answer.endless:
             return
+
+
+if __name__ == "__main__":  # a server for others: tells its address, and ends when its input does
+    with ScriptedServer(latency=float(sys.argv[1])) as alone:
+        print(alone.openai_url, flush=True)
+        sys.stdin.read()

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from .scripted_servers import ScriptedServer
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 FENCE = re.compile(r"\s*```\s*(\w*)")
@@ -36,8 +38,10 @@ def test_the_python_blocks_of_a_document_run(document, tmp_path):
     script = tmp_path / f"{document.name}.py"
     script.write_text(program_of(document.read_text(encoding="utf-8")), encoding="utf-8")
     command = [sys.executable, "-W", "error", script]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    with ScriptedServer() as models:
+        environment["OLLAMA_BASE_URL"] = models.url
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, f"{document.name}: {run.stderr}{run.stdout}"
 
 

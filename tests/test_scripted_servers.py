@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import pytest
-from abstractcore import create_llm
-from abstractcore.core.retry import RetryConfig
+
+from abstractruntime.integrations.abstractcore.extra import needed
 
 from .scripted_servers import ScriptedServer
 
@@ -23,8 +23,8 @@ def home(tmp_path, monkeypatch):
 @contextmanager
 def client(server, kind="openai-compatible", model="qwen3-4b"):
     url = server.url if kind == "ollama" else server.openai_url
-    once = RetryConfig(max_attempts=1, failure_threshold=10**9)
-    llm = create_llm(kind, model=model, base_url=url, retry_config=once)
+    once = needed("abstractcore.core.retry").RetryConfig(max_attempts=1, failure_threshold=10**9)
+    llm = needed("abstractcore").create_llm(kind, model=model, base_url=url, retry_config=once)
     yield llm
     llm.client.close()
 

@@ -1,10 +1,12 @@
-"""Work that must end although the task that asked for it was cancelled."""
+"""Work that must be done to the end: after a cancellation, and when something is closed."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 import anyio
 
@@ -28,3 +30,21 @@ async def finish(work: Awaitable[object], *, within: float) -> None:
         log.error("Clean-up after a cancellation did not end within %s s; it goes on in the background", within)
     elif not task.cancelled() and task.exception() is not None:
         log.error("Clean-up after a cancellation failed", exc_info=task.exception())
+
+
+async def call_all(functions: Iterable[Callable[[], Any]]) -> None:
+    """Call each, sync or async, in order; one that raises keeps none of the others from it. Raises what the first did.
+
+    >>> await call_all([client.aclose, pool.close])  # doctest: +SKIP
+    """
+    failure: Exception | None = None
+    for function in functions:
+        try:
+            result = function()
+            if inspect.isawaitable(result):
+                await result
+        except Exception as error:  # a boundary: the others are to be called too
+            log.error("%r raised when it was called at the close", function, exc_info=error)
+            failure = failure or error
+    if failure is not None:
+        raise failure

@@ -149,6 +149,8 @@ def retry(run: RunState, outcome: EffectOutcome, due: str, stamp: Stamp) -> Comm
     assert intent is not None
     failed = step_record(run, intent, StepStatus.FAILED, stamp, result={"retry_at": due}, error=outcome.error)
     new = next_state(run, stamp)
+    if intent.effect.type is EffectType.LLM_CALL:
+        new.tokens = added(run.tokens, tokens_of(outcome.result))
     new.intent = replace(failed_attempt(run, intent, due), token=None)
     return commit(run, new, failed)
 
