@@ -24,6 +24,9 @@ from .core.portal import drive
 #: records that are read at once
 PAGE = 200
 
+#: no ledger has so many records; stores count in 64 bits
+_MOST = 2**62
+
 
 class LedgerEntry(Struct, frozen=True, kw_only=True):
     """A record and its number, counted from 1: `follow_ledger(after=entry.offset)` goes on behind it."""
@@ -39,6 +42,8 @@ class Following:
         self.journal, self.clock = journal, clock
         #: how often the runtime was closed: a follower of before ends, one of later lives
         self.closings = 0
+        #: whether nobody is to follow any more
+        self.stopped = False
         self._followers: set[Follower] = set()
 
     def close(self) -> None:
@@ -46,6 +51,11 @@ class Following:
         self.closings += 1
         for follower in tuple(self._followers):
             follower.ring()
+
+    def stop(self) -> None:
+        """The same, and of those that are still to come."""
+        self.stopped = True
+        self.close()
 
     def add(self, follower: Follower) -> None:
         """Let commits of its run, and the end of the runtime, ring at this one."""
@@ -69,7 +79,7 @@ class Follower:
             raise ValueError(f"poll_seconds must be above 0, found {poll_seconds!r}.")
         self.run_id = run_id
         self._following, self._follow, self._poll_seconds = following, follow, poll_seconds
-        self._offset = max(0, after)
+        self._offset = min(max(0, after), _MOST)
         self._closings = following.closings
         #: whether the state may say that the run has ended; decoding it for every commit would be dear
         self._look = True
@@ -85,8 +95,8 @@ class Follower:
 
     @property
     def closed(self) -> bool:
-        """Whether the runtime was closed since."""
-        return self._closings != self._following.closings
+        """Whether the runtime was closed since, or nobody is to follow any more."""
+        return self._following.stopped or self._closings != self._following.closings
 
     def ring(self, run: RunState | None = None) -> None:
         """Something happened: a commit of the run, or the end of the runtime."""
@@ -159,6 +169,14 @@ class FollowsLedgers:
         ...     print(entry.offset, entry.record["status"])
         """
         return _entries(Follower(self._following, run_id, after=after, follow=follow, poll_seconds=poll_seconds))
+
+    def stop_following(self) -> None:
+        """End every `follow_ledger`, those that are under way and those to come; all else goes on until `aclose`.
+
+        For a server that is to shut down and waits for its open responses to end before it closes the runtime. May be
+        called from any thread, and twice.
+        """
+        self._following.stop()
 
 
 async def _entries(follower: Follower) -> AsyncGenerator[LedgerEntry, None]:

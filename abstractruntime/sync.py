@@ -311,6 +311,13 @@ class Runtime:
         following = self.aio._following
         return blocking_entries(Follower(following, run_id, after=after, follow=follow, poll_seconds=poll_seconds))
 
+    def stop_following(self) -> None:
+        """End every `follow_ledger`, those that are under way and those to come; all else goes on until `close`.
+
+        May be called from any thread, and twice.
+        """
+        self.aio.stop_following()
+
     find_runs = twin(AsyncRuntime.find_runs)
     find_waits = twin(AsyncRuntime.find_waits)
 

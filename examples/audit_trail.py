@@ -75,7 +75,8 @@ def main(folder: Path) -> None:
         with closing(database.connection()) as sql:
             rows = sql.execute("SELECT id, data FROM ledger ORDER BY id").fetchall()
             row, data = next((row, data) for row, data in rows if b'"paid":100' in data)
-            forged = re.sub(rb'"crc":"\w+",', b"", data).replace(b"100", b"999")  # without the checksum of the bytes
+            bare = re.sub(rb'"crc":"\w+",', b"", data)  # without the checksum of the bytes
+            forged = bare.replace(b'"paid":100', b'"paid":999')
             sql.execute("UPDATE ledger SET data = ? WHERE id = ?", (forged, row))
             tell(rt, "with another amount")
             print(f"  it says now: {json.loads(forged)[-1]['result']}")

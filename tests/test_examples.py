@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from .scale import scaled
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 
@@ -147,15 +149,30 @@ DEMO_SAYS = [
 ]
 
 
-def run(example: str, folder: Path) -> list[str]:
+#: what the fleet says behind its progress
+FLEET = scaled(120, 5_000)
+LEADS = -(-FLEET // 50)
+FLEET_SAYS = [
+    rf"{FLEET} agents, {FLEET} helpers and {LEADS} leads in .* s: \d+ runs/s, \d+ records/s",
+    rf"ok   {2 * FLEET + LEADS} of {2 * FLEET + LEADS} runs completed",
+    rf"ok   {FLEET} agents have what their own helper found",
+    rf"ok   {FLEET} agents heard their lead",
+    rf"ok   {FLEET} agents were heard by their lead, each once",
+    rf"ok   {2 * FLEET} calls of handlers, each key once",
+    rf"ok   {2 * FLEET} promises and {2 * FLEET} ends of these effects",
+    r"ok   (\d+) records, and the states count \1",
+]
+
+
+def run(example: str, folder: Path, *arguments: str) -> list[str]:
     """The lines that the example prints. It runs elsewhere, and leaves nothing there."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / example)],
+        [sys.executable, "-W", "error", str(EXAMPLES / example), *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=scaled(60, 600),
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
@@ -164,7 +181,7 @@ def run(example: str, folder: Path) -> list[str]:
 
 
 def test_every_example_is_tested():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {*SAYS, "demo.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*SAYS, "demo.py", "fastapi_service.py", "fleet.py"}
 
 
 @pytest.mark.parametrize("example", SAYS)
@@ -200,3 +217,38 @@ def test_the_demo_fails_when_what_it_shows_is_wrong(tmp_path):
     assert done.returncode == 1
     assert "FAIL 4 parcels shipped by the carrier, each key once" in done.stdout
     assert done.stderr == "FAILED: process 4 ended with code 1\n"
+
+
+def test_the_fleet_ends_and_proves_it(tmp_path):
+    lines = run("fleet.py", tmp_path, str(FLEET))
+    progress, told = lines[: -len(FLEET_SAYS)], lines[-len(FLEET_SAYS) :]
+    for expected, line in zip(FLEET_SAYS, told, strict=True):
+        assert re.fullmatch(expected, line), lines
+    assert progress
+    for line in progress:
+        assert re.fullmatch(r" *[\d.]+ s +\d+ waiting +\d+ ended +\d+ records", line), lines
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ("all about {call", "nothing about {call", "5 agents have what their own helper found"),
+        ("self.calls[call.key] += 1", "self.calls[call.key] += 2", "20 calls of handlers, each key once"),
+        ('run.vars["help"]["output"]["found"]', 'run.vars["nothing"]', "6 of 11 runs completed"),
+    ],
+)
+def test_the_fleet_fails_when_what_it_shows_is_wrong(right, wrong, told, tmp_path):
+    source = (EXAMPLES / "fleet.py").read_text()
+    assert right in source
+    (tmp_path / "wrong.py").write_text(source.replace(right, wrong))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "wrong.py"), "5"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"FAIL {told}" in done.stdout, done.stdout + done.stderr

@@ -84,6 +84,13 @@ def test_pages_come_newest_first_and_the_last_one_says_that_it_is_the_last(store
     assert walk(store.find_runs, workflow_id="other") == [[]]
 
 
+def test_a_limit_above_all_there_is_finds_all(store):
+    for run_id in "ab":
+        store.save(waiting(run_id))
+    assert ids(store.find_runs(limit=10**30)) == ids(store.find_waits(limit=10**30)) == ["b", "a"]
+    assert len(store.list_runs(limit=10**30)) == len(store.list_run_index(limit=10**30)) == 2
+
+
 def test_a_cursor_skips_and_repeats_nothing_whatever_happens_between_two_pages(store):
     for number in range(6):
         store.save(run(f"r{number}"))

@@ -88,6 +88,7 @@ async def test_the_ledger_of_a_run_that_has_ended_comes_whole_and_ends(world: Wo
     assert await collect(rt, "r") == numbered(ledger)
     assert await collect(rt, "r", after=4) == numbered(ledger, 4)
     assert await collect(rt, "r", after=-3, follow=False) == numbered(ledger)
+    assert await collect(rt, "r", after=10**30) == []
     assert await collect(rt, "r", after=len(ledger)) == await collect(rt, "r", after=10_000) == []
 
 
@@ -283,6 +284,24 @@ async def test_closing_the_runtime_ends_every_follower(world: World) -> None:
     assert [entry.offset async for entry in within] == [], "not even what it had read"
     await unused.aclose()  # type: ignore[attr-defined]
     assert watchers(rt) == {}
+
+
+async def test_following_can_be_stopped_while_all_else_goes_on(world: World) -> None:
+    rt = world.runtime()
+    await rt.run(QUESTION, run_id="r")
+    waiting = [asyncio.create_task(collect(rt, "r")) for _ in range(2)]
+    within = entries(rt, "r")
+    assert (await anext(within)).offset == 1
+    await eventually(lambda: len(world.clock.naps) == 2)
+    rt.stop_following()
+    rt.stop_following()
+    async with asyncio.timeout(worlds.PATIENCE):
+        assert [[entry.offset for entry in found] for found in await asyncio.gather(*waiting)] == [[1, 2]] * 2
+    assert [entry.offset async for entry in within] == []
+    assert await collect(rt, "r") == [], "nor does anybody begin"
+    assert watchers(rt) == {}
+    state = await rt.resume(workflow=QUESTION, run_id="r", wait_key=None, payload="yes")
+    assert state.status is RunStatus.COMPLETED
 
 
 async def test_a_follower_of_a_closed_runtime_and_store_ends_without_an_error(sqlite_world: World) -> None:

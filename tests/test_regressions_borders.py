@@ -16,10 +16,12 @@ from abstractruntime import (
     Effect,
     EffectCall,
     EffectOutcome,
+    InvalidId,
     Request,
     RunState,
     RunStatus,
     StepPlan,
+    UnknownRun,
     WaitReason,
     WaitState,
 )
@@ -316,3 +318,25 @@ async def test_a_handler_whose_own_task_was_cancelled_fails_its_effect_and_not_i
     state = await async_world.runtime({"host": handler}).run(HOST)
     assert state.status is RunStatus.FAILED
     assert "CancelledError" in state.error
+
+
+@pytest.mark.parametrize("run_id", ["\ud800", "a\udfffb", "", "../r", "\x00", "x" * 5_000])
+@pytest.mark.parametrize("verb", ["get_state", "tick", "cancel_run", "pause_run", "resume", "get_token_usage"])
+async def test_an_id_that_no_run_can_have_is_an_unknown_run(world: World, run_id: str, verb: str) -> None:
+    """On SQLite a lone surrogate was an error of the codec."""
+    rt = world.runtime()
+    calls: dict[str, Any] = {
+        "tick": lambda: rt.tick(workflow=EVENT, run_id=run_id),
+        "resume": lambda: rt.resume(workflow=EVENT, run_id=run_id, wait_key=None, payload=1),
+    }
+    with pytest.raises(UnknownRun):
+        await calls.get(verb, lambda: getattr(rt, verb)(run_id))()
+
+
+@pytest.mark.parametrize("name", ["session_id", "actor_id", "parent_run_id", "workflow_id"])
+@pytest.mark.parametrize("method", ["find_runs", "find_waits"])
+async def test_a_search_for_what_nothing_can_be_is_refused(world: World, method: str, name: str) -> None:
+    rt = world.runtime()
+    for value in ("\ud800", 5):
+        with pytest.raises(InvalidId, match=name):
+            await getattr(rt, method)(**{name: value})

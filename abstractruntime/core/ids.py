@@ -37,6 +37,15 @@ def check_id(value: Any, what: str) -> str:
     return value
 
 
+def is_storable(text: str) -> bool:
+    """Whether UTF-8 can carry the text: it has no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_text(value: Any, what: str) -> str:
     """`value` if it is a text that can be stored. Raises `InvalidId` naming what it was meant to be."""
     if not isinstance(value, str):

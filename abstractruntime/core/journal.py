@@ -16,7 +16,7 @@ from .chain import linked
 from .clock import Clock, iso, parse_instant
 from .codec import REFUSALS, decode_records, decode_run, encode_records, encode_run
 from .errors import RevisionConflict, StoreCorrupt, StoreUnclear, UnknownRun, UnsafeValue
-from .ids import check_id
+from .ids import check_id, is_storable
 from .kernel import in_flight, known_by
 from .layers import PLAIN, Layers, LedgerCallback, Observers
 from .models import Commit, Message, RunState, RunStatus, StepRecord, StepStatus, WaitReason, WaitState
@@ -220,7 +220,7 @@ class Journal:
     async def load(self, run_id: str, *, resolve: bool = True) -> Loaded:
         """The latest durable state, with what of several effects has landed since; `UnknownRun` if there is none."""
         backend = self.backend if resolve else self.stored
-        loaded = await backend.load(run_id)
+        loaded = await backend.load(run_id) if run_id.isascii() or is_storable(run_id) else None
         if loaded is None:
             raise UnknownRun(run_id)
         run = loaded.run

@@ -34,6 +34,9 @@ __all__ = [
     "run_filter",
 ]
 
+#: a limit that no query reaches, and that SQLite can count to
+_MOST = 2**62
+
 
 class RunStore(ABC):
     """Keeps the checkpoint of each run. Implement these two to bring a store of your own; they may be `async def`."""
@@ -178,8 +181,8 @@ def index_row(run: RunState) -> dict[str, Any]:
 
 
 def checked_limit(limit: int) -> int:
-    """The documented rule of limits: nothing or less than one means 100 or 1."""
-    return max(1, int(limit)) if limit else 100
+    """The documented rule of limits: nothing or less than one means 100 or 1. None is above `_MOST`."""
+    return min(max(1, int(limit)), _MOST) if limit else 100
 
 
 def is_own(store: object, cls: type, *methods: str) -> bool:

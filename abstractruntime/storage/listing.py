@@ -20,6 +20,7 @@ from ..core.backend import Due
 from ..core.clock import iso, micros, parse_instant
 from ..core.codec import decode_run
 from ..core.errors import InvalidCursor
+from ..core.ids import check_optional
 from ..core.kernel.state import is_pause_wait
 from ..core.models import RunState, RunStatus, WaitReason
 from .base import Page, RunFilter, checked_limit, index_row, run_filter
@@ -53,6 +54,8 @@ class RunQuery(Struct, frozen=True, kw_only=True):
             force_setattr(self, "status", frozenset(RunStatus(one) for one in some))
         if self.wait_reason is not None:
             force_setattr(self, "wait_reason", WaitReason(self.wait_reason))
+        for name in ORIGINS:
+            check_optional(getattr(self, name), name)
         force_setattr(self, "limit", checked_limit(self.limit))
 
     @property
@@ -107,6 +110,8 @@ class WaitQuery(Struct, frozen=True, kw_only=True):
             force_setattr(self, "due_before", iso(due if due.tzinfo else due.replace(tzinfo=UTC)))
         elif due is not None:
             force_setattr(self, "due_before", iso(parse_instant(due)))
+        for name in ("run_id", "wait_key", *ORIGINS):
+            check_optional(getattr(self, name), name)
         force_setattr(self, "limit", checked_limit(self.limit))
 
     @property
