@@ -1,4 +1,4 @@
-"""A process with a driver on a database: `python -m tests.driving_worker DB WORLD NAME`.
+"""A process with a driver on a database: `python -m tests.driving_worker DB WORLD NAME LEASE`.
 
 It drives until it reads a line. `WORLD` is a file with a line for each call of the handler: the run and the process.
 What a process named `stuck` is at never ends.
@@ -40,7 +40,7 @@ def end(run: RunState, ctx: Any) -> StepPlan:
 WORKFLOW: WorkflowSpec[Any] = WorkflowSpec("driven", "act", {"act": act, "again": again, "end": end})
 
 
-async def main(database: str, world: str, name: str) -> None:
+async def main(database: str, world: str, name: str, lease: str) -> None:
     descriptor = os.open(world, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     async def work(call: Any) -> EffectOutcome:
@@ -51,7 +51,9 @@ async def main(database: str, world: str, name: str) -> None:
     registry = WorkflowRegistry()
     registry.register(WORKFLOW)
     async with (
-        AsyncRuntime.open(f"sqlite:///{Path(database)}", effect_handlers={"work": work}) as rt,
+        AsyncRuntime.open(
+            f"sqlite:///{Path(database)}", effect_handlers={"work": work}, lease_seconds=float(lease)
+        ) as rt,
         AsyncScheduler(rt, registry, poll_interval_s=0.05, concurrency=8),
     ):
         print("ready", flush=True)

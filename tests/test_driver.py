@@ -148,6 +148,37 @@ async def test_a_timer_moves_its_run_by_the_machines_clock_too():
         assert iso(SYSTEM_CLOCK.now()) >= at
 
 
+class Jumping(StillClock):
+    """A still clock whose hands can be moved without time passing."""
+
+    def set_forward(self, seconds: float) -> None:
+        self._now += timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("jump", [600, -600])
+async def test_clock_jumps_back(url, jump):
+    """Nor forward: each timer fires once, when the hands of the clock show its time."""
+    clock, woken = Jumping(), Counter[str]()
+    until_ = iso(clock.now() + timedelta(seconds=60))
+
+    def resumed(state: RunState) -> None:
+        woken.update([state.run_id] if state.status is RunStatus.COMPLETED else [])
+
+    async with driven(url, clock=clock, on_run_resumed=resumed) as (rt, _):
+        run_id = await rt.start(workflow=ACT, vars={"effect": EffectType.WAIT_UNTIL, "payload": {"until": until_}})
+        await reached(rt, run_id, RunStatus.WAITING)
+        clock.set_forward(jump)
+        while not woken:
+            clock.advance(5)
+            await asyncio.sleep(0.002)
+        assert iso(clock.now()) >= until_
+        clock.set_forward(-jump)
+        for _ in range(10):
+            clock.advance(10)
+            await asyncio.sleep(0.001)
+        assert woken == {run_id: 1}
+
+
 async def test_a_deadline_ends_a_wait(url):
     clock = StillClock()
     payload = {"wait_key": "k", "until": iso(clock.now() + timedelta(seconds=5))}

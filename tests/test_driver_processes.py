@@ -1,8 +1,9 @@
-"""Two processes with a driver each on one SQLite file, and one of them killed in the middle."""
+"""Two processes with a driver each on one SQLite file, and one of them killed or stopped in the middle."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from abstractruntime import RunStatus, Runtime
 
 from .driving_worker import WORKFLOW
 from .scale import scaled
+from .workers import stopped
 
 ROOT = Path(__file__).parent.parent
 RUNS = scaled(200, 2_000)
@@ -41,8 +43,9 @@ def processes(tmp_path: Path) -> Iterator[list[Process]]:
         process.communicate()
 
 
-def driver(processes: list[Process], folder: Path, name: str) -> Process:
-    command = [sys.executable, "-m", "tests.driving_worker", str(folder / "runs.db"), str(folder / "world"), name]
+def driver(processes: list[Process], folder: Path, name: str, lease: float = 30.0) -> Process:
+    arguments = [str(folder / "runs.db"), str(folder / "world"), name, f"{lease}"]
+    command = [sys.executable, "-m", "tests.driving_worker", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     processes.append(process)
     assert process.stdout is not None
@@ -91,10 +94,14 @@ def test_two_drivers_perform_each_effect_once(tmp_path, processes):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
-def test_what_a_killed_driver_was_at_is_taken_over(tmp_path, processes):
-    """The other one has looked at those runs in vain by then, ever more rarely; their owner's death shows at once."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_what_a_killed_or_stopped_driver_was_at_is_taken_over(tmp_path, processes, how):
+    """The other one has looked at those runs in vain by then, ever more rarely; that their owner is gone shows at once.
+
+    One that is stopped loses them when its lease runs out, and takes notice of it when it goes on.
+    """
     with Runtime.open(f"sqlite:///{tmp_path}/runs.db") as rt:
-        stuck = driver(processes, tmp_path, "stuck")
+        stuck = driver(processes, tmp_path, "stuck", lease=30.0 if how is signal.SIGKILL else 1.0)
         for number in range(AT_ONCE):
             rt.start(workflow=WORKFLOW, run_id=f"stuck-{number}")
         wait_until(stuck, lambda: len(performed(tmp_path)) == AT_ONCE)
@@ -102,8 +109,10 @@ def test_what_a_killed_driver_was_at_is_taken_over(tmp_path, processes):
         for number in range(RUNS):
             rt.start(workflow=WORKFLOW, run_id=f"run-{number}")
         wait_until(other, lambda: ended(rt) == RUNS)
-        stuck.kill()
-        stuck.wait()
+        if how is signal.SIGKILL:
+            stuck.kill()
+        else:
+            wait_until(other, lambda: stopped(stuck, tmp_path / "runs.db"))
         wait_until(other, lambda: ended(rt) == RUNS + AT_ONCE)
         calls: dict[str, list[str]] = {}
         for key, name in performed(tmp_path):
@@ -111,3 +120,9 @@ def test_what_a_killed_driver_was_at_is_taken_over(tmp_path, processes):
         assert len(calls) == 2 * (RUNS + AT_ONCE)
         repeated = [names for names in calls.values() if len(names) > 1]
         assert repeated == [["stuck", "other"]] * AT_ONCE, "what was in flight is performed again, and nothing else"
+        if how is signal.SIGSTOP:
+            ledgers = [rt.get_ledger(f"stuck-{number}") for number in range(AT_ONCE)]
+            stuck.send_signal(signal.SIGCONT)
+            stuck.communicate("\n")
+            assert stuck.returncode == 0
+            assert [rt.get_ledger(f"stuck-{number}") for number in range(AT_ONCE)] == ledgers

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from abstractruntime import AsyncRuntime, Effect, EffectOutcome, EffectType, RunState, StepPlan, WorkflowSpec
+from abstractruntime import (
+    AsyncRuntime,
+    Effect,
+    EffectOutcome,
+    EffectType,
+    RunState,
+    StepPlan,
+    WaitReason,
+    WorkflowSpec,
+)
 from abstractruntime.core.backend import Backend, Write
 from abstractruntime.core.clock import iso
 from abstractruntime.core.codec import encode_run
@@ -81,6 +90,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         clock=clock,
         effect_handlers={"work": work},
         effect_policy=DefaultEffectPolicy(2, 60.0),
+        workflow_registry={"wf": WF},
     ) as rt:
         yield World(rt, clock)
 
@@ -206,6 +216,29 @@ async def test_of_what_may_be_in_other_hands_a_store_says_so(world):
     world.clock.advance(2)
     rows = await world.backend.due(iso(world.clock.now()), limit=10)
     assert {row.run_id: row.between for row in rows} == {"new": True, "timer": False}
+
+
+def bear(run: RunState, ctx: Any) -> StepPlan:
+    """One child that ends at once, then two of which one waits."""
+    waits = {"effect": EffectType.WAIT_EVENT, "payload": {"wait_key": "go"}}
+    acts = {"effect": EffectType.ANSWER_USER, "payload": {"message": "hello"}}
+    first = "first" not in run.vars
+    children = [{"workflow_id": "wf", "vars": vars} for vars in ([acts] if first else [acts, waits])]
+    effect = Effect(EffectType.START_SUBWORKFLOW, {"children": children, "wait": True}, "first" if first else "then")
+    return StepPlan("bear", effect, "bear" if first else "end")
+
+
+async def test_a_run_that_knows_of_the_ends_of_its_children_is_not_looked_at_for_them(world):
+    parent: WorkflowSpec[Any] = WorkflowSpec("parent", "bear", {"bear": bear, "end": end})
+    state = await world.rt.run(parent, run_id="parent")
+    assert state.waiting is not None
+    assert state.waiting.reason is WaitReason.SUBWORKFLOW
+    assert await world.due() == []
+    (wait,) = (await world.rt.find_waits(wait_key="go")).items
+    await world.rt.resume(workflow=WF, run_id=wait["run_id"], wait_key="go", payload={}, max_steps=0)
+    assert await world.due() == [wait["run_id"]]
+    await world.tick(wait["run_id"])
+    assert await world.due() == ["parent"]
 
 
 @pytest.mark.parametrize("name", [name for name in QUERIES if name.startswith("due_") or name.startswith("next_")])

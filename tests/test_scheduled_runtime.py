@@ -64,7 +64,7 @@ ASK = {"effect": EffectType.ASK_USER, "payload": {"prompt": "Go on?"}}
 LISTEN = {"effect": EffectType.WAIT_EVENT, "payload": {"name": "paid", "scope": "session"}}
 
 
-def soon(seconds: float = 0.05) -> dict[str, Any]:
+def soon(seconds: float = 1.0) -> dict[str, Any]:
     until = iso(SYSTEM_CLOCK.now() + timedelta(seconds=seconds))
     return {"effect": EffectType.WAIT_UNTIL, "payload": {"until": until}}
 
@@ -214,14 +214,17 @@ def test_find_waiting_runs(sr):
     assert ids(wait_reason=WaitReason.USER) == {asked}
     assert ids(workflow_id="other") == {timed}
     assert len(ids(limit=1)) == 1
+    mine, _ = sr.run(ACT, vars=ASK, session_id="mine")
+    assert ids(session_id="mine") == {mine}
+    assert ids(session_id="mine", workflow_id="other") == set()
 
 
 def test_poll_once_moves_what_is_due_and_counts(sr):
     told: list[RunState] = []
     sr.scheduler.aio._driver.telling._on_resumed = told.append
-    due, _ = sr.run(ACT, vars=soon(0.01))
+    due, _ = sr.run(ACT, vars=soon())
     sr.run(ACT, vars=soon(600))
-    held, _ = sr.run(ACT, vars=soon(0.01))
+    held, _ = sr.run(ACT, vars=soon())
     sr.runtime.pause_run(held)
     while iso(SYSTEM_CLOCK.now()) < sr.get_state(due).waiting.until:
         pass

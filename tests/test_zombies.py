@@ -57,7 +57,7 @@ def stop_somewhere(worker: Worker, folder: Path, rng: random.Random) -> int:
     """Stop it at a random moment of its work; how often it was found in the middle of a write, and went on."""
     threading.Event().wait(rng.uniform(0, WORK))
     writing = 0
-    while not stopped(worker, folder / "runs.db"):
+    while not stopped(worker.process, folder / "runs.db"):
         writing += 1
         threading.Event().wait(rng.uniform(0, 0.01))
     return writing

@@ -102,12 +102,12 @@ def stop(owner: Worker, database: Path) -> None:
         connection.execute("ROLLBACK")
 
 
-def stopped(owner: Worker, database: Path) -> bool:
+def stopped(process: subprocess.Popen[str], database: Path) -> bool:
     """Stop the process wherever it is, unless that is in the middle of a write: then it goes on. Whether it stopped.
 
     ProcessLookupError when it has ended already.
     """
-    pid = owner.process.pid
+    pid = process.pid
     os.kill(pid, signal.SIGSTOP)
     found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     if found is None or found.si_code != os.CLD_STOPPED:

@@ -133,9 +133,23 @@ class AsyncScheduledRuntime:
         return cancelled
 
     async def find_waiting_runs(
-        self, *, wait_reason: WaitReason | None = None, workflow_id: str | None = None, limit: int = 100
+        self,
+        *,
+        wait_reason: WaitReason | None = None,
+        workflow_id: str | None = None,
+        limit: int = 100,
+        session_id: str | None = None,
     ) -> list[RunState]:
-        """Runs that wait, the last changed first."""
+        """Runs that wait, the last changed first; of a session those that were created last come first."""
+        if session_id is not None:
+            page = await self.runtime.find_runs(
+                status=RunStatus.WAITING,
+                wait_reason=wait_reason,
+                workflow_id=workflow_id,
+                session_id=session_id,
+                limit=limit,
+            )
+            return [await self.runtime.get_state(row["run_id"]) for row in page.items]
         found: list[RunState] = await call(
             self.runtime.run_store.list_runs,
             status=RunStatus.WAITING,

@@ -171,6 +171,16 @@ def attempt_due(run: RunState) -> str | None:
     return "" if intent is None or intent.token is not None or intent.due is None else intent.due
 
 
+def awaited(run: RunState) -> tuple[str, ...]:
+    """The runs that a run waits for, but for those of which it knows that they have ended."""
+    if run.waiting is None or run.waiting.reason is not WaitReason.SUBWORKFLOW or run.intent is None:
+        return ()
+    noted = (run.waiting.details or {}).get("sub_waiting")  # of several, it says who had not ended by then
+    known = {one.get("sub_run_id") for one in noted if isinstance(one, dict)} if isinstance(noted, list) else None
+    children = (child.run_id for child in run.intent.children if not child.ended)
+    return tuple(run_id for run_id in children if known is None or run_id in known)
+
+
 def by_turns(found: Iterable[Iterable[Due]], limit: int) -> list[Due]:
     """Some of each, each run once, so that what there is much of does not hide what there is little of."""
     chosen: dict[str, Due] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable
 from heapq import heappop, heappush
 from itertools import chain, islice
@@ -10,8 +9,8 @@ from itertools import chain, islice
 from msgspec import Struct
 
 from ..core.backend import Due
-from ..core.models import TERMINAL, RunState, RunStatus, WaitReason
-from .listing import attempt_due, by_turns
+from ..core.models import TERMINAL, RunState, RunStatus
+from .listing import attempt_due, awaited, by_turns
 
 #: entries of the heap that may be out of date before it is made anew
 _SPARE = 1_000
@@ -26,7 +25,7 @@ class Standing(Struct, frozen=True, gc=False):
     runs: bool
     ended: bool
     parent: str | None
-    gathers: bool
+    awaits: tuple[str, ...]
 
 
 def standing_of(run: RunState) -> Standing:
@@ -40,7 +39,7 @@ def standing_of(run: RunState) -> Standing:
         runs=run.status is RunStatus.RUNNING,
         ended=run.status in TERMINAL,
         parent=run.parent_run_id,
-        gathers=waits and run.waiting is not None and run.waiting.reason is WaitReason.SUBWORKFLOW,
+        awaits=awaited(run) if waits else (),
     )
 
 
@@ -55,14 +54,13 @@ class Standings:
         self._come: dict[str, str] = {}
         #: `_later` by time; what is not there any more is left in until it comes up, or there is too much of it
         self._heap: list[tuple[str, str]] = []
-        #: how many runs of theirs have ended, by parents, and the parents that wait for theirs and have such
-        self._ended = Counter[str]()
+        #: runs of which one that they wait for has ended
         self._stirred: dict[str, None] = {}
 
     def put(self, run_id: str, new: Standing) -> None:
         """Take in how a run stands now."""
         old = self._rows.get(run_id)
-        same = old is not None and (old.moves, old.gathers, old.ended) == (new.moves, new.gathers, new.ended)
+        same = old is not None and (old.moves, old.awaits, old.ended) == (new.moves, new.awaits, new.ended)
         if not same:
             self.drop(run_id)
         self._rows[run_id] = new
@@ -75,23 +73,17 @@ class Standings:
                 self._heap = sorted((at, other) for other, at in self._later.items())
         elif new.moves is not None:
             self._now[run_id] = None
-        if new.gathers and self._ended[run_id]:
+        if any((child := self._rows.get(other)) is not None and child.ended for other in new.awaits):
             self._stirred[run_id] = None
-        if new.ended and new.parent:
-            self._ended[new.parent] += 1
-            parent = self._rows.get(new.parent)
-            if parent is not None and parent.gathers:
-                self._stirred[new.parent] = None
+        parent = self._rows.get(new.parent) if new.ended and new.parent else None
+        if parent is not None and run_id in parent.awaits:
+            self._stirred[new.parent or ""] = None
 
     def drop(self, run_id: str) -> None:
         """Forget a run."""
-        old = self._rows.pop(run_id, None)
+        self._rows.pop(run_id, None)
         for kept in (self._now, self._later, self._come, self._stirred):
             kept.pop(run_id, None)
-        if old is not None and old.ended and old.parent:
-            self._ended[old.parent] -= 1
-            if not self._ended[old.parent]:
-                del self._ended[old.parent]
 
     def due(
         self, nudged: Iterable[str], asked: Iterable[str], *, now: str, limit: int, passing: Collection[str]

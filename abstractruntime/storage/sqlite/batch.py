@@ -16,6 +16,7 @@ from typing import Any
 from ...core.errors import StoreUnclear
 from ..base import Write
 from ..listing import attempt_due
+from .due import stir
 from .failures import FROM_SQLITE, commit_failed, given_up, translated
 from .messages import register
 from .statements import MOST_FILLED, QUERIES, first, write_filled, write_rows
@@ -281,6 +282,7 @@ class Writer:
         for run_pk, write in writes:
             if write.run.waiting is not None:
                 register(connection, run_pk, write.run)
+                stir(connection, run_pk, write.run)
 
     def _look_up(self, connection: sqlite3.Connection, run_id: str) -> int:
         run_pk: int | None = first(connection, _ID_OF_RUN, (run_id,))

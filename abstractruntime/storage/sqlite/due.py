@@ -10,10 +10,12 @@ from msgspec import Struct
 from ...core.backend import Due
 from ...core.clock import instant_text, micros
 from ...core.codec import encode
-from ..listing import by_turns
+from ...core.models import RunState
+from ..listing import awaited, by_turns
 from .statements import QUERIES, first
 
 _REASONS = [QUERIES[name] for name in ("due_timers", "due_messages", "due_parents", "due_requests", "due_running")]
+_STIR_WAITS = QUERIES["stir_waits"]
 _NEXT_ATTEMPT = QUERIES["next_attempt"]
 _NEXT_TIMER = QUERIES["next_timer"]
 _OWNERS_ALIVE = QUERIES["owners_alive"]
@@ -51,6 +53,13 @@ def due(connection: sqlite3.Connection, asked: Asked, is_held: Callable[[str], b
         for query in _REASONS
     ]
     return by_turns(found, asked.limit)
+
+
+def stir(connection: sqlite3.Connection, run_pk: int, run: RunState) -> None:
+    """Let a run that was just stored look at those it waits for, if one of them has ended meanwhile."""
+    awaits = awaited(run)
+    if awaits:
+        connection.execute(_STIR_WAITS, (run_pk, encode(awaits).decode()))
 
 
 def next_due(connection: sqlite3.Connection, after: str) -> str | None:

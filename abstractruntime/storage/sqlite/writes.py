@@ -19,6 +19,7 @@ from ..base import Write
 from ..listing import ASKS, asks_of, attempt_due
 from ..streams import hearing_of
 from . import messages
+from .due import stir
 from .statements import QUERIES, first
 
 _ID_OF_RUN = QUERIES["id_of_run"]
@@ -222,6 +223,7 @@ def _register_wait(connection: sqlite3.Connection, run_pk: int, run: RunState) -
     if row is not None:
         connection.execute(_INSERT_WAITS, row)
         messages.register(connection, run_pk, run)
+        stir(connection, run_pk, run)
 
 
 def _conflict(connection: sqlite3.Connection, run_pk: int, write: Write) -> RevisionConflict:

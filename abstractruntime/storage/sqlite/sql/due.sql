@@ -50,3 +50,10 @@ SELECT min(due) FROM waits WHERE due > ?;
 
 -- name: owners_alive
 SELECT owner FROM leases WHERE until > ?;
+
+-- name: stir_waits
+-- Of a run that was just stored and waits for these runs, as a JSON array: one of them may have ended meanwhile.
+UPDATE waits SET stirred = 1 WHERE run = ? AND EXISTS (
+    SELECT 1 FROM json_each(?) j JOIN runs c ON c.run_id = j.value JOIN states s ON s.id = c.id
+    WHERE s.status IN ('completed', 'failed', 'cancelled')
+);
