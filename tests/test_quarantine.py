@@ -123,7 +123,6 @@ async def test_what_the_runtime_sets_apart_is_so_for_everybody_and_for_good(url)
                 await scheduler.requeue(run_id)
                 await ended(rt, run_id)
             assert await scheduler.quarantined() == []
-            assert len(scheduler._driver._asides) == 0
 
 
 async def test_what_was_given_up_is_taken_up_again_when_somebody_else_moved_it():
