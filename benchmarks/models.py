@@ -30,8 +30,9 @@ _LATENCY = 0.2
 _MODEL = "qwen3-4b"
 _MESSAGES = [{"role": "user", "content": "hello"}]
 
-#: seconds for all calls at once, microseconds of processor time for one
-Costs = tuple[float, float]
+#: seconds for all calls at once; microseconds of processor time for one; of the client the second twice, for a call
+#: that can be cancelled, as ours can, and for one that cannot
+Costs = tuple[float, ...]
 
 
 def installed() -> str:
@@ -57,7 +58,8 @@ def rows(*, rounds: int, scale: float) -> Iterator[Row]:
     at_once = [(ours[0], bare[0]) for ours, bare in found]
     what = f"{calls} LLM_CALLs at once, {_LATENCY * 1000:g} ms each"
     yield row(what, "s", at_once, "the client in threads", most=1.5)
-    yield row("one LLM_CALL, CPU", "us", [(ours[1], bare[1]) for ours, bare in found], "AbstractCore, cancellable")
+    for place, how in ((1, "the client, cancellable"), (2, "the client, not cancellable")):
+        yield row(f"one LLM_CALL, CPU, beside {how}", "us", [(ours[1], bare[place]) for ours, bare in found], how)
 
 
 def _ask(run: RunState, ctx: object) -> StepPlan:
@@ -92,11 +94,14 @@ def _with_the_client(slow: str, quick: str, calls: int) -> Costs:
         list(threads.map(lambda _: client.generate("", messages=_MESSAGES), range(calls)))
     client.client.close()
     client = create_llm("openai-compatible", model=_MODEL, base_url=quick)
-    with Stopwatch() as alone:
-        for _ in range(calls):
-            client.generate("", messages=_MESSAGES, cancel_event=threading.Event())
+    costs = []
+    for options in ({"cancel_event": threading.Event()}, {}):
+        with Stopwatch() as alone:
+            for _ in range(calls):
+                client.generate("", messages=_MESSAGES, **options)
+        costs.append(alone.cpu_seconds / calls * 1e6)
     client.client.close()
-    return together.seconds, alone.cpu_seconds / calls * 1e6
+    return together.seconds, *costs
 
 
 @contextmanager
