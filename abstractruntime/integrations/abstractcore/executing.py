@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -14,7 +15,8 @@ from abstractruntime.core.threads import WorkerThreads
 #: told the place of a call in the list and its result, as soon as there is one
 OnResult: TypeAlias = Callable[[int, dict[str, Any]], Awaitable[None]]
 
-_THREADS = WorkerThreads(64)
+#: as many as there are batches: one that hangs takes no place from another
+_THREADS = WorkerThreads(sys.maxsize)
 
 
 async def execute(
@@ -29,18 +31,22 @@ async def execute(
 
     Only an executor with `aexecute` tells results one by one. A sync one runs in a worker thread.
     """
+    method, tells = method_of(executor, approved)
+    if tells:
+        return await method(tool_calls=tool_calls, on_result=on_result, cancelled=cancelled)
+    if inspect.iscoroutinefunction(method):
+        return await method(tool_calls=tool_calls)
+    result = await in_thread(method, tool_calls=tool_calls)
+    return await result if inspect.isawaitable(result) else result
+
+
+def method_of(executor: Any, approved: bool) -> tuple[Callable[..., Any], bool]:
+    """What performs calls, and whether it tells results one by one. Raises TypeError where nothing does."""
     for name in ("execute_approved", "execute") if approved else ("execute",):
-        later = getattr(executor, f"a{name}", None)
-        if callable(later):
-            return await later(tool_calls=tool_calls, on_result=on_result, cancelled=cancelled)
-        method = getattr(executor, name, None)
-        if not callable(method):
-            continue
-        if inspect.iscoroutinefunction(method):
-            return await method(tool_calls=tool_calls)
-        result = await in_thread(method, tool_calls=tool_calls)
-        return await result if inspect.isawaitable(result) else result
-    raise TypeError(f"{executor!r} is no tool executor: it has no execute(*, tool_calls)")
+        for method, tells in ((getattr(executor, f"a{name}", None), True), (getattr(executor, name, None), False)):
+            if callable(method):
+                return method, tells
+    raise TypeError(f"{executor!r:.80} is no tool executor: it has no execute(*, tool_calls)")
 
 
 def executor_for(executor: Any, run: RunState) -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from ..executing import OnResult as OnResult
+
 Result: TypeAlias = dict[str, Any]
-#: told the place of a call in the list and its result, as soon as there is one
-OnResult: TypeAlias = Callable[[int, Result], Awaitable[None]]
 
 
 class ToolCall(Struct, frozen=True):
