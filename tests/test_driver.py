@@ -393,7 +393,7 @@ async def test_stopping_lets_effects_finish(url):
         gate.set()
         await stopping
         state = await rt.get_state(run_id)
-        assert (state.current_node, state.vars["did"]) == ("end", "slow")
+        assert (state.status, state.current_node, state.vars["did"]) == (RunStatus.RUNNING, "end", "slow")
         assert (await rt.get_state(later)).current_node == "act"
         assert await rt.get_ledger(later) == []
         assert not scheduler.is_running
@@ -445,12 +445,17 @@ async def test_what_a_handler_began_ticks_on_after_the_scheduler_has_stopped():
     async def begins(call: Any) -> EffectOutcome:
         async def later() -> RunState:
             await stopped.wait()
-            return await rt.run(ACT, vars={"effect": "other"})
+            states = await asyncio.gather(*(rt.run(ACT, vars={"effect": "other"}) for _ in range(3)))
+            return states[-1]
 
         begun.append(asyncio.create_task(later()))
         return EffectOutcome.completed("begun")
 
-    async with driven(effect_handlers={"work": begins, "other": worked}, effect_limits={"other": 1}) as (rt, scheduler):
+    async def other(call: Any) -> EffectOutcome:
+        await asyncio.sleep(0.001)  # the others stand in line meanwhile
+        return EffectOutcome.completed("other")
+
+    async with driven(effect_handlers={"work": begins, "other": other}, effect_limits={"other": 1}) as (rt, scheduler):
         await reached(rt, await rt.start(workflow=ACT), RunStatus.COMPLETED)
         await scheduler.stop()
         stopped.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from datetime import timedelta
 from pathlib import Path
@@ -239,6 +240,9 @@ async def test_a_run_that_knows_of_the_ends_of_its_children_is_not_looked_at_for
     assert await world.due() == [wait["run_id"]]
     await world.tick(wait["run_id"])
     assert await world.due() == ["parent"]
+    await asyncio.gather(world.rt.pause_run("parent"), world.start("beside"))
+    await asyncio.gather(world.rt.resume_run("parent"), world.start("another"))
+    assert "parent" in await world.due(), "it is stored anew and still does not know"
 
 
 @pytest.mark.parametrize("name", [name for name in QUERIES if name.startswith("due_") or name.startswith("next_")])
