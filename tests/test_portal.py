@@ -614,3 +614,35 @@ def test_system_exit_in_a_served_function_ends_the_call_and_not_the_loop():
 
 def test_the_grace_after_an_interrupt_is_bounded():
     assert 0 < portal.GRACE <= 10
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_call_works_with_sniffio_and_without(there):
+    """anyio asks it for the loop where it is installed, and it knows none outside of tasks: every call hung."""
+    program = (
+        f"import sys\nif not {there}: sys.modules['sniffio'] = None\n"
+        "from abstractruntime.core.portal import drive\n"
+        "import anyio\n"
+        "async def add(a, b):\n    await anyio.sleep(0)\n    return a + b\n"
+        "assert drive(add, 1, 2) == 3\n"
+        f"assert (sys.modules.get('sniffio') is not None) == {there}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupt_before_the_coroutine_came_to_run_cancels_it(monkeypatch):
+    """Its task was made, and its first step had not been taken."""
+    begin, ran = portal._Call._begin, []
+
+    def begun_and_cancelled(self):
+        begin(self)
+        self._cancel()
+
+    async def work():
+        await asyncio.sleep(0)
+        ran.append(1)
+
+    monkeypatch.setattr(portal._Call, "_begin", begun_and_cancelled)
+    portal.call(work)
+    assert ran == []

@@ -177,7 +177,7 @@ class _Call(_Box, Generic[T]):
     the inbox, where None says that the coroutine has ended, and callbacks handed to the loop, which come in order.
     """
 
-    __slots__ = ("_attended", "_context", "_fn", "_inbox", "_pending", "_portal", "_scope")
+    __slots__ = ("_attended", "_called_off", "_context", "_fn", "_inbox", "_pending", "_portal", "_scope", "_under_way")
 
     def __init__(self, fn: partial[Coroutine[Any, Any, T]], *, attended: bool) -> None:
         super().__init__()
@@ -187,7 +187,10 @@ class _Call(_Box, Generic[T]):
         self._context = copy_context()
         self._inbox: SimpleQueue[_Request | None] = SimpleQueue()
         self._pending: set[asyncio.Future[None]] = set()
+        #: of the coroutine while it runs
         self._scope: anyio.CancelScope | None = None
+        #: from when its task is made until it has ended; and whether it was cancelled before it came to run
+        self._under_way = self._called_off = False
 
     # In the caller's thread
 
@@ -243,26 +246,32 @@ class _Call(_Box, Generic[T]):
         return result
 
     def _begin(self) -> None:
-        self._scope = anyio.CancelScope()  # rather than Task.cancel(): what the coroutine shields stays shielded
-        task = self._portal.loop.create_task(self._main(self._scope), context=self._context)
+        self._under_way = True
+        task = self._portal.loop.create_task(self._main(), context=self._context)
         self._portal.tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._portal.tasks.discard)
 
-    async def _main(self, scope: anyio.CancelScope) -> None:
+    async def _main(self) -> None:
         _CURRENT.set(self)
         try:
-            with scope:
+            # Rather than Task.cancel(): what the coroutine shields stays shielded. Made here and not in `_begin`, for
+            # outside of tasks anyio does not know which loop it is on where sniffio is installed.
+            with anyio.CancelScope() as self._scope:
+                if self._called_off:
+                    self._scope.cancel()
                 self.outcome = _Outcome(await self._fn())
         except BaseException as error:  # a border between threads: it is raised again in the caller's
             self.outcome = _Outcome(error=error)
-        self._attended, self._scope = False, None
+        self._attended, self._under_way, self._scope = False, False, None
         self._inbox.put(None)
 
     def _cancel(self) -> None:
-        if self._scope is None:  # the interrupt came before the coroutine began, or after its end was read
+        if not self._under_way:  # the interrupt came before the coroutine began, or after its end was read
             self._inbox.put(None)
             return
-        self._scope.cancel()
+        self._called_off = True
+        if self._scope is not None:
+            self._scope.cancel()
         self._withdraw()
 
     def _abandon(self) -> None:
