@@ -156,7 +156,8 @@ async def test_http_with_sessions_is_greeted_and_survives_a_restart_of_the_serve
     with http_mcp() as server:
         executor = McpToolExecutor(server_id="web", mcp_url=server.url)
         assert (await one(executor, "mcp::web::add", a=2, b=2))["output"] == {"sum": 4}
-        assert server.script.methods == ["initialize", "notifications/initialized", "tools/call"]
+        methods = server.script.methods  # newer clients greet by themselves, too
+        assert (methods[:2], methods[-1]) == (["initialize", "notifications/initialized"], "tools/call")
         server.sessions.clear()  # what a restart does
         assert (await one(executor, "add", a=1))["output"] == {"sum": 1}
         assert server.script.adds == 2

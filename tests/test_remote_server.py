@@ -347,7 +347,7 @@ async def test_models_are_loaded_locked_and_unloaded_on_the_server(core, upstrea
 
 
 async def test_what_the_server_does_not_have_is_soft_unless_required(core, upstream):
-    gone = {"operation": "unload", "runtime_id": "0" * 16}
+    gone = {"operation": "unload", "task": "text_generation", "runtime_id": "0" * 16}
     soft = await told(core, **gone)
     assert (soft["ok"], soft["unloaded"], len(soft["warnings"])) == (True, False, 1)
     assert (await residency(core, **gone, required="true")).status is RunStatus.FAILED

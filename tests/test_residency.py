@@ -29,6 +29,7 @@ from abstractruntime.integrations.abstractcore.residency import local_residency,
 from .scripted_servers import ScriptedServer
 
 LOADED = {"model": "m", "loaded": True}
+FAILED = {"state": "failed", "loaded": False, "error": {"code": "invalid", "message": "name a voice"}}
 
 
 class Control:
@@ -145,6 +146,7 @@ async def test_a_key_reaches_the_controller_and_nothing_else():
         ({"operation": "load", "task": "text"}, {"load": {"ok": "yes", "runtime": LOADED}}, "no reason"),
         ({"operation": "unload"}, {"unload": {"ok": False, "error": "model_locked", "status": 409}}, "model_locked"),
         ({"operation": "lock"}, {"lock": {"success": False, "error": "model_not_resident"}}, "model_not_resident"),
+        ({"operation": "unload"}, {"unload": {"ok": True, "unloaded": True, "runtime": FAILED}}, "name a voice"),
     ],
 )
 async def test_what_was_not_done_is_soft_unless_it_is_required(payload, answers, says):

@@ -133,10 +133,21 @@ def _result(operation: str, request: Mapping[str, Any], answer: dict[str, Any], 
         name = request.get("model", "the model")
         result["error"] = f"The load of {name!r} could not be verified: nothing tells that it is in memory."
         ok = False
+    if ok and (failed := _failed(answer.get("runtime"))):  # a server may call done what its own backend refused
+        result |= {"error": failed} | ({"unloaded": False} if operation == "unload" else {})
+        ok = False
     if operation == "unload" and required and ok and answer.get("unloaded") is False:
         result["error"] = "; ".join(map(str, answer.get("warnings") or ())) or "Nothing was unloaded."
         ok = False
     return result if ok else {**result, **_soft(operation, str(result.get("error") or "no reason given"), result)}
+
+
+def _failed(runtime: Any) -> str | None:
+    """Why the model is in the state of failure; None where it is not."""
+    if not isinstance(runtime, Mapping) or runtime.get("state") != "failed":
+        return None
+    error = runtime.get("error")
+    return str(error.get("message", error) if isinstance(error, Mapping) else error or "the model failed")
 
 
 def _soft(operation: str, error: str, result: Mapping[str, Any] | None = None) -> dict[str, Any]:
