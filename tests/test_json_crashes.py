@@ -388,6 +388,28 @@ def test_every_file_operation_may_fail_and_the_same_object_goes_on(tmp_path, end
         shutil.rmtree(place)
 
 
+def test_a_file_that_a_failed_append_has_made_is_on_the_disk_after_the_next(tmp_path):
+    """That took it for one whose name was on the disk; a loss of power took the name, and with it a run's records."""
+    failed = 0
+    for at in range(1, 10):
+        place = tmp_path / str(at)
+        place.mkdir()
+        disk = Disk(place, {at: "fails"}, part=0.0)
+        try:
+            disk.append(place / "ledger_a.jsonl", 0, b"one\n")
+        except StoreUnclear:
+            continue  # whoever hears this writes the file anew
+        except StoreError:
+            failed += 1
+            disk.well_again()
+            disk.append(place / "ledger_a.jsonl", 0, b"one\n")
+        assert disk.flushed(), disk.fired
+        disk.lose_power(random.Random(at))
+        assert (place / "ledger_a.jsonl").read_bytes() == b"one\n", disk.fired
+        disk.close()
+    assert failed > 1
+
+
 def test_after_a_failure_the_process_may_die_and_the_machine_lose_power(tmp_path, ends, seed):
     rng = random.Random(seed)
     last = len(operations(tmp_path / "undisturbed"))

@@ -110,7 +110,8 @@ class Files:
         Raises StoreUnclear when it may or may not be there, another StoreError when it is not.
         """
         try:
-            new = not os.path.exists(path)
+            # one that is there and empty was made by an append that failed, which did not flush its name
+            new = at == 0 or not os.path.exists(path)
             descriptor = self.open(path, os.O_WRONLY | os.O_CREAT)
         except OSError as error:
             raise translated_os(error, path, "it cannot be written") from error
