@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 from msgspec.structs import replace
@@ -16,6 +15,7 @@ from .core.questions import RuleName
 from .core.secrets import admit
 from .core.spec import WorkflowSpec
 from .engine import Engine
+from .moving import MovesRuns
 from .storage.base import Page
 from .storage.finder import StoreFinder
 from .storage.listing import WaitQuery
@@ -23,24 +23,10 @@ from .storage.listing import WaitQuery
 _APPROVAL: RuleName = "approval"
 
 
-class ApprovesRuns(StoreFinder):
+class ApprovesRuns(StoreFinder, MovesRuns):
     """What this adds to `AsyncRuntime`."""
 
     _engine: Engine
-
-    @abstractmethod
-    async def resume(
-        self,
-        *,
-        workflow: WorkflowSpec[Any],
-        run_id: str,
-        wait_key: str | None,
-        payload: Any,
-        max_steps: int = 100,
-        resume_id: str | None = None,
-        actor_id: str | None = None,
-    ) -> RunState:
-        """See `AsyncRuntime.resume`."""
 
     async def list_approvals(
         self,

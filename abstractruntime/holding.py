@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 from .core import kernel
@@ -13,32 +12,15 @@ from .core.leases import Leases
 from .core.models import RunState, RunStatus, WaitReason
 from .core.spec import WorkflowSpec
 from .engine import Engine
+from .moving import MovesRuns
 
 
-class HoldsRuns:
+class HoldsRuns(MovesRuns):
     """What this adds to `AsyncRuntime`."""
 
     _journal: Journal
     _engine: Engine
     _leases: Leases
-
-    @abstractmethod
-    async def tick(self, *, workflow: WorkflowSpec[Any], run_id: str, max_steps: int = 100) -> RunState:
-        """See `AsyncRuntime.tick`."""
-
-    @abstractmethod
-    async def resume(
-        self,
-        *,
-        workflow: WorkflowSpec[Any],
-        run_id: str,
-        wait_key: str | None,
-        payload: Any,
-        max_steps: int = 100,
-        resume_id: str | None = None,
-        actor_id: str | None = None,
-    ) -> RunState:
-        """See `AsyncRuntime.resume`."""
 
     async def cancel_run(
         self, run_id: str, *, reason: str | None = None, cancelled_by: str = "api", cascade: bool = True

@@ -36,7 +36,10 @@ async def work_off(rt: AsyncRuntime) -> int:
     approvals = (await rt.list_approvals(limit=500)).items
     for one in approvals:
         await rt.approve(one["run_id"], one["wait_key"], digest=one["digest"], actor_id="fleet", max_steps=0)
-    questions = (await rt.find_waits(reason=WaitReason.USER, limit=500)).items
+    waits = (await rt.find_waits(reason=WaitReason.USER, limit=500)).items
+    questions = [
+        one for one in waits if "tool_calls" not in (one["details"] or {})
+    ]  # approvals may have come meanwhile
     for one in questions:
         answer = {"text": f"the answer for {one['run_id']}"}
         await rt.resume(workflow=AGENT, run_id=one["run_id"], wait_key=one["wait_id"], payload=answer, max_steps=0)

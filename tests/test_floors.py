@@ -20,8 +20,9 @@ MODULES = {
 
 # Lowest first. A name stands for a module or a whole folder; the longest one that fits a module is its place.
 FLOORS = (
-    ("core.errors", "core.clock", "core.questions", "core.shielding", "core.threads"),
-    ("core.models", "core.ids"),
+    ("core.kinds", "core.errors", "core.clock", "core.questions", "core.shielding", "core.threads"),
+    ("core.step_plan", "core.ids"),
+    ("core.models",),
     (
         "core.codec",
         "core.typed",
@@ -55,7 +56,7 @@ FLOORS = (
     ("parallel",),
     ("performer", "following", "given", "reading", "nests", "cascade"),
     ("delivering",),
-    ("engine",),
+    ("engine", "moving"),
     ("approving", "managing", "deleting", "emitting", "history", "holding", "limiting", "subruns"),
     ("runtime",),
     ("sync",),

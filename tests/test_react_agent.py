@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
+from abstractruntime import AsyncRuntime, InMemoryLedgerStore, InMemoryRunStore, RunStatus
+from abstractruntime.integrations.abstractcore.effect_handlers import make_tool_calls_handler
+from abstractruntime.storage.base import Page
+
 from .scripted_servers import ScriptedServer, Seen
+from .worlds import one
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FLEET = 200
@@ -147,3 +152,28 @@ def test_the_same_agent_as_a_fleet(tmp_path, environment):
             assert f"{number * FLEET} {kind}" in last, last
         assert len(list((tmp_path / "notes").iterdir())) == FLEET
         assert server.max_inflight >= FLEET
+
+
+async def test_the_fleet_takes_no_approval_for_a_question(monkeypatch):
+    """One that came after the look at the approvals was answered with a text, and the program ended."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from react_agent import ASKING
+    from react_fleet import work_off
+
+    calls = [{"name": "write_note", "arguments": {"name": "a", "text": "b"}, "call_id": "1"}]
+    writing = one("tool_calls", {"tool_calls": calls})
+    async with AsyncRuntime(
+        run_store=InMemoryRunStore(),
+        ledger_store=InMemoryLedgerStore(),
+        effect_handlers={"tool_calls": make_tool_calls_handler(tools=ASKING)},
+    ) as rt:
+        state = await rt.run(writing)
+        assert state.status is RunStatus.WAITING
+        nobody = await rt.list_approvals(run_id="nobody")
+
+        async def before_it_came(**query: Any) -> Page:
+            return nobody
+
+        monkeypatch.setattr(rt, "list_approvals", before_it_came)
+        assert await work_off(rt) == 0
+        assert (await rt.get_state(state.run_id)).status is RunStatus.WAITING

@@ -9,8 +9,6 @@ many. Engine fields trail the documented ones with defaults, so that hosts can b
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from enum import StrEnum
 from typing import Any, Literal
 
 import msgspec
@@ -18,116 +16,14 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from .clock import utc_now_iso
+from .kinds import TERMINAL as TERMINAL  # an address that users import these from
+from .kinds import EffectType as EffectType
+from .kinds import RunStatus as RunStatus
+from .kinds import StepStatus as StepStatus
+from .kinds import WaitReason as WaitReason
 from .questions import Decision, Question
-
-
-class RunStatus(StrEnum):
-    """Where a run stands. The last three are final."""
-
-    RUNNING = "running"
-    WAITING = "waiting"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-TERMINAL = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED})
-
-
-class WaitReason(StrEnum):
-    """What a waiting run waits for."""
-
-    EVENT = "event"
-    UNTIL = "until"
-    USER = "user"
-    JOB = "job"
-    SUBWORKFLOW = "subworkflow"
-
-
-class StepStatus(StrEnum):
-    """What a ledger record says of its step."""
-
-    STARTED = "started"
-    COMPLETED = "completed"
-    WAITING = "waiting"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-class EffectType(StrEnum):
-    """The effects that have a documented meaning. A host may use any other text as a type of its own."""
-
-    WAIT_EVENT = "wait_event"
-    WAIT_UNTIL = "wait_until"
-    ASK_USER = "ask_user"
-    ANSWER_USER = "answer_user"
-    EMIT_EVENT = "emit_event"
-    LLM_CALL = "llm_call"
-    MODEL_RESIDENCY = "model_residency"
-    TOOL_CALLS = "tool_calls"
-    MEMORY_QUERY = "memory_query"
-    MEMORY_TAG = "memory_tag"
-    MEMORY_COMPACT = "memory_compact"
-    MEMORY_NOTE = "memory_note"
-    MEMORY_REHYDRATE = "memory_rehydrate"
-    MEMORY_KG_ASSERT = "memory_kg_assert"
-    MEMORY_KG_QUERY = "memory_kg_query"
-    MEMORY_KG_RESOLVE = "memory_kg_resolve"
-    VARS_QUERY = "vars_query"
-    START_SUBWORKFLOW = "start_subworkflow"
-
-
-_EFFECT_TYPES = {member.value: member for member in EffectType}
-
-
-class Effect(Struct, frozen=True, gc=False):
-    """A request for work that the runtime does for a node.
-
-    `type` is an `EffectType`, or a text of the host's own; `payload` is JSON; the result is written to
-    `run.vars` at the dotted path `result_key`.
-
-    >>> Effect("ask_user", {"prompt": "Continue?"}, "answer").type is EffectType.ASK_USER
-    True
-    """
-
-    type: str
-    payload: dict[str, Any] = {}
-    result_key: str | None = None
-
-    def __post_init__(self) -> None:
-        ours = _EFFECT_TYPES.get(self.type)
-        if ours is not None and self.type is not ours:
-            msgspec.structs.force_setattr(self, "type", ours)
-
-    def as_record(self) -> dict[str, Any]:
-        """The effect as ledger records carry it."""
-        return {"type": str(self.type), "payload": self.payload, "result_key": self.result_key}
-
-
-class StepPlan(Struct, frozen=True, gc=False):
-    """What a node decides: an effect, several at once, the next node, or the end of the run.
-
-    `complete_output` (an empty dict counts) ends the run and beats `effect`. An effect without `next_node` ends the
-    run with `{"success": True, "result": <its result>}`.
-
-    `effects` are performed in parallel, at most `max_parallel` at a time, and land one by one, so that a crash repeats
-    only those that had not landed; none of them may wait. Their results are written in the order of the list, each
-    under its own `result_key`, when all have ended. When one fails for good, `on_failure="fail"` cancels the others and
-    fails the run; with `"collect"` the run goes on, and `{"ok": False, "error": <text>}` stands for its result. Without
-    `next_node` the run ends with `{"success": True, "results": [...]}`.
-
-    >>> prices = [Effect("fetch", {"shop": shop}, f"price.{shop}") for shop in ("north", "south")]
-    >>> StepPlan("ask_shops", effects=prices, next_node="compare").max_parallel
-    16
-    """
-
-    node_id: str
-    effect: Effect | None = None
-    next_node: str | None = None
-    complete_output: dict[str, Any] | None = None
-    effects: Sequence[Effect] = ()
-    max_parallel: int = 16
-    on_failure: Literal["fail", "collect"] = "fail"
+from .step_plan import Effect as Effect
+from .step_plan import StepPlan as StepPlan
 
 
 class WaitState(Struct, dict=True, omit_defaults=True):

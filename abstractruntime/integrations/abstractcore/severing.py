@@ -75,7 +75,7 @@ def _guard() -> Any:
         return None
     httpx = needed("httpx")
 
-    class Guard(base):  # type: ignore[misc]
+    class Guard(base):  # type: ignore[misc]  # of a package that is looked up while the program runs
         """AbstractCore's guard, with a shared TLS context and without a thread."""
 
         def client(self, *, timeout: Any = None) -> Any:

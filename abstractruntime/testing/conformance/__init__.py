@@ -43,6 +43,7 @@ pytest.register_assert_rewrite(
     )
 )
 
+# Imported here and not above: only what is imported after the line before has its asserts rewritten.
 from .artifacts import ArtifactStoreConformance  # noqa: E402
 from .capabilities import Capability  # noqa: E402
 from .ledgers import LedgerStoreConformance  # noqa: E402

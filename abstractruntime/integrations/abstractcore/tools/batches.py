@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -24,7 +25,7 @@ DEEPEST = 16
 _DEPTH: ContextVar[int] = ContextVar("abstractruntime_tool_depth", default=0)
 
 
-class BatchExecutor:
+class BatchExecutor(ABC):
     """What executors that perform calls have in common; a subclass says how one call is performed."""
 
     def __init__(self, *, timeout_s: float | None = None) -> None:
@@ -97,11 +98,13 @@ class BatchExecutor:
             call = replace(call, arguments=arguments)
         return await self._perform(call, threads)
 
+    @abstractmethod
     def _runs_beside_others(self, name: str) -> bool:
-        raise NotImplementedError
+        """Whether calls of this tool may be in flight together with others."""
 
+    @abstractmethod
     async def _perform(self, call: ToolCall, threads: asyncio.Semaphore) -> Result:
-        raise NotImplementedError
+        """Perform one call."""
 
 
 async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
