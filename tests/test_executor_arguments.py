@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NotRequired, Optional, TypedDict
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from abstractruntime.core.codec import json_safe
@@ -333,6 +333,8 @@ ANNOTATIONS = st.sampled_from(
 )  # fmt: skip
 
 
+@example(math.nan, Decimal)
+@example("-Infinity", Decimal)
 @given(VALUES, ANNOTATIONS)
 def test_coercion_gives_a_value_or_an_argument_error_and_settles(value, annotation):
     """Nothing else is raised, and what came out goes in again unchanged."""

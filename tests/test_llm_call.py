@@ -153,7 +153,7 @@ async def test_an_answer_that_does_not_fit_is_repaired_once_and_all_tokens_count
     answer = state.output["answer"]
     assert answer["data"] == {"n": 4}
     assert answer["metadata"]["_structured_output_repaired"] is True
-    assert "$.n: expected integer, found 'four'" in seen[1]["messages"][-1]["content"]
+    assert "$.n: 'four' is not of type 'integer'" in seen[1]["messages"][-1]["content"]
     assert state.tokens == 36
     assert state.vars["_limits"]["estimated_tokens_used"] == 10
 

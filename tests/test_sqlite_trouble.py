@@ -31,6 +31,7 @@ from abstractruntime import (
     StoreSchemaTooNew,
     StoreVanished,
 )
+from abstractruntime.storage.sqlite import failures
 from abstractruntime.storage.sqlite.batch import Operation
 from abstractruntime.storage.sqlite.schema import LATEST
 from abstractruntime.storage.sqlite.watch import Place, Watch
@@ -304,3 +305,19 @@ def test_a_folder_that_cannot_be_made_says_so_on_every_way_in(tmp_path, facade):
     desk.start()
     desk.ends()
     desk.close()
+
+
+def test_a_log_that_goes_while_it_is_looked_at_makes_no_file_read_only(tmp_path, monkeypatch):
+    """The last connection of another process to close takes it away; opening then failed for a permission."""
+    path = tmp_path / "runs.db"
+    for name in (path, tmp_path / "runs.db-wal"):
+        name.touch()
+    look = failures._may_write
+
+    def gone(place: str) -> bool:
+        if place.endswith("-wal"):
+            Path(place).unlink(missing_ok=True)
+        return look(place)
+
+    monkeypatch.setattr(failures, "_may_write", gone)
+    failures.check_writable(str(path))

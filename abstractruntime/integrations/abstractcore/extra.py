@@ -1,4 +1,4 @@
-"""The one place that imports AbstractCore and httpx, when something needs them and not before."""
+"""The one place that imports what the extra brings, AbstractCore among it, when something needs it and not before."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from ...core.tokens import added, tokens_of
 from .llm_request import LLMRequest, request_of
 from .normalising import plain, tool_calls_of
 from .protocols import LLMError, OnDelta
-from .structured import judged, repair_request
+from .structured import Schema, judged, repair_request
 
 log = logging.getLogger("abstractruntime.abstractcore")
 
@@ -31,6 +31,8 @@ _CUT_OFF = ("length", "max_tokens", "max_output_tokens")
 _MAX_CALLS = 64
 
 Answer: TypeAlias = dict[str, Any]
+#: the data of an answer, and what is wrong with it
+Judged: TypeAlias = tuple[Any, list[str]]
 
 
 class Delta(Struct, frozen=True, kw_only=True):
@@ -78,7 +80,7 @@ class _Handler:
             request = request_of(call)
         except LLMError as error:
             return EffectOutcome.failed(str(error), retryable=False)
-        conversation = _Conversation(self._ask, call, request, self._on_delta)
+        conversation = _Conversation(self._ask, self._judge, call, request, self._on_delta)
         try:
             answer = await conversation.answer()
         except LLMError as error:
@@ -90,6 +92,11 @@ class _Handler:
                 retry_after=error.retry_after,
             )
         return EffectOutcome.completed(answer, changes=_changes(call, request, answer))
+
+    async def _judge(self, answer: Answer, schema: Schema) -> Judged:
+        """In a thread: whatever the answer's size, and what it takes to import the validator."""
+        found: Judged = await self._threads.run(judged, answer, schema)
+        return found
 
     async def _ask(self, request: LLMRequest, call: EffectCall, on_delta: OnDelta | None) -> Answer:
         arguments = {
@@ -120,11 +127,12 @@ class _Conversation:
     def __init__(
         self,
         ask: Callable[[LLMRequest, EffectCall, OnDelta | None], Coroutine[Any, Any, Answer]],
+        judge: Callable[[Answer, Schema], Coroutine[Any, Any, Judged]],
         call: EffectCall,
         request: LLMRequest,
         on_delta: Callable[[Delta], None] | None,
     ) -> None:
-        self._ask, self._call, self._first = ask, call, request
+        self._ask, self._judge, self._call, self._first = ask, judge, call, request
         self._on_delta = on_delta if request.params.get("stream") is not False else None
         self._usages: list[Any] = []
 
@@ -183,11 +191,11 @@ class _Conversation:
         """The answer with its data, which fit the schema; repaired once. Raises `LLMError`."""
         schema = request.schema
         assert schema is not None
-        data, wrong = judged(answer, schema)
+        data, wrong = await self._judge(answer, schema)
         if wrong and not (answer.get("tool_calls") and data is None):
             said = answer.get("content") or ""
             answer = await self._whole(_repairing(request, said, wrong))
-            data, wrong = judged(answer, schema)
+            data, wrong = await self._judge(answer, schema)
             answer["metadata"]["_structured_output_repaired"] = not wrong
         if wrong and answer.get("tool_calls") and data is None:
             return answer  # it asks for tools first

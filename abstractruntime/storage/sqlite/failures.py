@@ -110,7 +110,7 @@ def check_writable(path: str) -> None:
     if Path(path).is_dir():
         raise StoreError(f"{path}: this is a folder and cannot be opened as a database. Name a file in it.")
     for place in (str(Path(path).parent), path, f"{path}-wal", f"{path}-shm"):
-        if os.path.exists(place) and not _may_write(place):
+        if _is_locked(place):
             raise StoreReadOnly(f"{path}: {place} may not be written to; {_ALLOW}.")
 
 
@@ -185,6 +185,11 @@ def _file_size_limit() -> int | None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _is_locked(place: str) -> bool:
+    """Whether it is there and may not be written to; what is beside a database may come and go meanwhile."""
+    return not _may_write(place) and os.path.exists(place) and not _may_write(place)
 
 
 def _may_write(place: str) -> bool:

@@ -10,6 +10,7 @@ import math
 import re
 import types
 from collections.abc import Collection, Iterable, Mapping
+from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin, is_typeddict
@@ -77,7 +78,10 @@ def _built(value: Any, annotation: Any, kind: type, args: tuple[Any, ...], path:
     if issubclass(kind, PurePath):
         return kind(_text(value, path))
     try:
-        return msgspec.convert(value, annotation, strict=False)
+        found = msgspec.convert(value, annotation, strict=False)
+        if isinstance(found, Decimal) and not found.is_finite():
+            raise _refused(value, annotation, path)
+        return found
     except msgspec.ValidationError as error:
         raise _refused(value, annotation, path) from error
     except (TypeError, NameError):  # a type that msgspec does not know either: what it takes is the tool's own affair

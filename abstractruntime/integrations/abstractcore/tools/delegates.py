@@ -1,4 +1,4 @@
-"""Calls an executor of any make: ours, or a user's with the documented `execute(*, tool_calls)`."""
+"""What an executor inside another one answers, checked, and one result for each of its calls."""
 
 from __future__ import annotations
 
