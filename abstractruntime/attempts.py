@@ -46,6 +46,7 @@ class Attempts:
         whole: bool,
     ) -> None:
         self._clock, self._handlers, self._secrets = clock, handlers, secrets
+        #: whether the stores commit together
         self._whole = whole
         self.capacity = capacity
         self.set_policy(policy)
@@ -54,15 +55,16 @@ class Attempts:
         """Ask this policy from the next effect on."""
         self.policy = policy
         self._default_keys = has_default_keys(policy)
-
-    @property
-    def may_repeat(self) -> bool:
-        """Whether a recorded result may have to be taken instead of performing: its key is looked up then."""
-        return not (self._default_keys and self._whole)
+        #: whether a recorded result may have to be taken instead of performing: its key is looked up then
+        self.may_repeat = not (self._default_keys and self._whole)
 
     def handler(self, kind: str) -> Handler | None:
         """The handler of effects of this type."""
         return self._handlers.get(kind)
+
+    def default_key(self, run: RunState, node_id: str, effect: Effect) -> str | None:
+        """The idempotency key, where the policy's keys are ours and nobody has to be waited for."""
+        return self.policy.idempotency_key(run=run, node_id=node_id, effect=effect) if self._default_keys else None
 
     async def key(self, run: RunState, node_id: str, effect: Effect) -> str:
         """The idempotency key; a user's policy is asked in the caller's thread."""
@@ -129,7 +131,7 @@ class Attempts:
             log.info("The handler of %s raised", call.effect.type, exc_info=error if not hidden else None)
             value = await self._failure(call.effect, error)
         outcome = checked_outcome(value, nodes, hidden)
-        if any(other.run_id == call.run.run_id for other in outcome.elsewhere):  # of which this run is none
+        if outcome.elsewhere and any(other.run_id == call.run.run_id for other in outcome.elsewhere):  # of which this run is none
             own = [change for other in outcome.elsewhere if other.run_id == call.run.run_id for change in other.changes]
             others = tuple(other for other in outcome.elsewhere if other.run_id != call.run.run_id)
             outcome = replace(outcome, changes=(*outcome.changes, *own), elsewhere=others)

@@ -51,6 +51,8 @@ portal.carry(_inside)
 #: how many steps in a row a node may spoil by changing its own run from outside
 _PATIENCE = 10
 
+_WAITING = RunStatus.WAITING
+
 #: of a child, whose steps are part of its parent's
 _NO_LIMIT = sys.maxsize
 
@@ -201,13 +203,15 @@ class Engine:
                 intent = run.intent
                 held = intent is not None and intent.token is not None and await self._leases.is_held(run)
                 stamp = self._performer.stamp()
-                unread = None if requests else await self._deliveries.unread(run)
+                waits = run.status is _WAITING and not requests
+                unread = await self._deliveries.unread(run) if waits else None
                 match kernel.next_move(run, now=stamp.at, requests=requests, held=held, unread=unread):
                     case kernel.Ask():
                         if self._enforce_limits and (stop := kernel.at_limit(run, self._enforce_limits, stamp)):
                             run = await self._journal.commit(stop)
                             continue
                         steps_left -= 1
+                        tick.disturbed = False
                         run = await self._step(workflow, run, stamp)
                     case kernel.Perform(lost=lost):
                         steps_left -= 1
@@ -240,7 +244,6 @@ class Engine:
 
     async def _step(self, workflow: WorkflowSpec[Any], run: RunState, stamp: kernel.Stamp) -> RunState:
         node_id = run.current_node
-        _inside.get()[-1].disturbed = False
         try:
             plan, raws, stamp = await self._ask(workflow, run, stamp)
         except Exception as error:  # a boundary: what a node raises belongs to the caller, the ledger says so too

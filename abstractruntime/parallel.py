@@ -127,7 +127,7 @@ class ParallelStep:
             else:
                 return
         landed = await self._landed(landing, part, outcome)
-        if landed:
+        if landed and outcome.messages:
             await self._spoke(part.effect, outcome)
         if landed and outcome.status != "completed" and not self._intent.collect:
             raise _StepFailed

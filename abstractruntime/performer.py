@@ -92,24 +92,25 @@ class Performer:
         effect = plan.effect
         if effect is None:
             return await self._start_all(run, plan, raws, stamp, nodes)
-        key = await self._attempts.key(run, plan.node_id, effect)
-        reusable = self._attempts.may_repeat
+        attempts = self._attempts
+        key = attempts.default_key(run, plan.node_id, effect) or await attempts.key(run, plan.node_id, effect)
+        reusable = attempts.may_repeat
         intent = kernel.intent_of(run, plan, effect, key, stamp)
         if reusable:
             found = await self._journal.settled(run.run_id, key)
             if found is not None:
                 return await self._journal.commit(kernel.reused(run, intent, found, stamp))
-        handler = self._attempts.handler(effect.type)
+        handler = attempts.handler(effect.type)
         if handler is None and effect.type is EffectType.START_SUBWORKFLOW:
             return await self._children.start(run, intent, stamp, nodes, key if reusable else None)
         if handler is None:
             outcome = no_handler(effect)
         elif handler.inside:
             call = call_of(run, intent, raws[0], CancelSignal(), stamp.at)
-            outcome = await self._attempts.outcome(handler, call, nodes, [])
+            outcome = await attempts.outcome(handler, call, nodes, [])
         else:
-            async with self._attempts.capacity.place(effect):
-                if self._attempts.capacity.may_wait(effect):
+            async with attempts.capacity.place(effect):
+                if attempts.capacity.may_wait(effect):
                     stamp = self.stamp()  # it may have waited for long
                 return await self._claimed(
                     stamp, lambda: kernel.promise(run, intent, self._leases.owner, stamp), run, raws, nodes
@@ -117,12 +118,15 @@ class Performer:
         lookup_key = key if reusable and outcome.status == "completed" else None
         try:
             made = kernel.inside(run, intent, outcome, stamp, lookup_key=lookup_key)
-            run = await self._journal.commit(await self._with_others(made, outcome, stamp))
+            if outcome.elsewhere:
+                made = await self._with_others(made, outcome, stamp)
+            run = await self._journal.commit(made)
         except UnknownRun as error:
             return await self._journal.commit(kernel.inside(run, intent, nowhere(error), stamp))
         except StoreTooLarge as error:
             return await self._journal.commit(kernel.inside(run, intent, too_large(error), stamp))
-        await self._spoke(effect, outcome)
+        if outcome.messages:
+            await self._spoke(effect, outcome)
         return run
 
     async def recover(self, run: RunState, *, lost: bool, nodes: Collection[str]) -> RunState:
@@ -270,7 +274,9 @@ class Performer:
                 try:
                     if pause is None:
                         settled = kernel.settle(run, outcome, stamp, lookup_key=lookup_key)
-                        run = await self._journal.commit(await self._with_others(settled, outcome, stamp))
+                        if outcome.elsewhere:
+                            settled = await self._with_others(settled, outcome, stamp)
+                        run = await self._journal.commit(settled)
                         break
                     due = iso(self._clock.now() + timedelta(seconds=pause))
                     return await self._journal.commit(kernel.retry(run, outcome, due, stamp))
@@ -288,13 +294,12 @@ class Performer:
         except StoreError:
             keep(self._kept, intent.step_id, outcome)
             raise
-        await self._spoke(intent.effect, outcome)
+        if outcome.messages:
+            await self._spoke(intent.effect, outcome)
         return run
 
     async def _spoke(self, effect: Effect, outcome: EffectOutcome) -> None:
-        """Move whoever waits for what was said with an outcome that has landed."""
-        if not outcome.messages:
-            return
+        """Move whoever waits for the messages of an outcome that has landed."""
         steps = 0
         if effect.type is EffectType.EMIT_EVENT:
             with suppress(ValueError):  # of a host's own handler, which may understand it otherwise
@@ -302,9 +307,7 @@ class Performer:
         await self._sent(outcome.messages, steps)
 
     async def _with_others(self, commit: Commit, outcome: EffectOutcome, stamp: kernel.Stamp) -> Commit:
-        """The commit with the other runs that the outcome writes to, as they are now."""
-        if not outcome.elsewhere:
-            return commit
+        """The commit with the other runs of `outcome.elsewhere`, as they are now."""
         return replace(commit, also=await commits_elsewhere(self._journal, outcome.elsewhere, stamp))
 
     async def _answered(self, run: RunState, requests: Any) -> RunState | None:

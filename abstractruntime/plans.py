@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from .core.codec import DEEPEST, DEEPEST_GIVEN, json_safe
 from .core.errors import InvalidPlan, UnknownNode
-from .core.models import Effect, StepPlan
+from .core.models import Effect, EffectType, StepPlan
 from .core.secrets import admit, admit_both
 from .core.spec import WorkflowSpec
 
@@ -26,7 +26,8 @@ def checked_plan(plan: Any, workflow: Workflow, node_id: str) -> tuple[StepPlan,
 
     if not isinstance(plan, StepPlan):
         raise _wrong(workflow, node_id, f"returned a {type(plan).__name__}; expected a StepPlan.")
-    _check_text(plan.node_id, "node_id of the plan")
+    if type(plan.node_id) is not str or not plan.node_id.isascii():
+        _check_text(plan.node_id, "node_id of the plan")
     if plan.complete_output is not None:
         output = admit(plan.complete_output, "complete_output", deepest=DEEPEST_GIVEN)
         return StepPlan(plan.node_id, complete_output=output), []
@@ -72,13 +73,15 @@ def _checked_effect(effect: Any, workflow: Workflow, node_id: str, path: str) ->
     if not isinstance(effect, Effect) or not isinstance(effect.payload, dict):
         found = _kind(effect)
         raise _wrong(workflow, node_id, f"returned an effect that is no Effect with a dict payload: {found}.")
-    _check_text(effect.type, "type of the effect")
-    if effect.result_key:
-        _check_text(effect.result_key, "result_key of the effect")
-        if effect.result_key.count(".") >= _LONGEST_KEY:
+    kind, result_key = effect.type, effect.result_key
+    if type(kind) is not EffectType:
+        _check_text(kind, "type of the effect")
+    if result_key:
+        _check_text(result_key, "result_key of the effect")
+        if result_key.count(".") >= _LONGEST_KEY:
             raise _wrong(workflow, node_id, f"returned a result_key of more than {_LONGEST_KEY} names.")
     raw, clean = admit_both(effect.payload, path)
-    return Effect(effect.type, clean, effect.result_key or None), raw
+    return Effect(kind, clean, result_key or None), raw
 
 
 def _wrong(workflow: Workflow, node_id: str, what: str) -> InvalidPlan:

@@ -163,6 +163,8 @@ def is_far_from_limits(limits: Any) -> bool:
     try:
         # a percentage is rounded before it is compared, so what is one below the threshold may be there
         used, most, threshold = limits["current_iteration"], limits["max_iterations"], limits["warn_iterations_pct"]
+        if used == 0 and limits["estimated_tokens_used"] == 0:  # a run that counts nothing
+            return bool(most > 0 and threshold > 0)
         far = type(used) is type(most) is type(threshold) is int and used * 100 < most * (threshold - 1) and used < most
         used = limits["estimated_tokens_used"]
         if not far or used == 0:

@@ -26,6 +26,8 @@ from .tokens import MOST_TOKENS
 
 log = logging.getLogger("abstractruntime.journal")
 
+_RUNNING = RunStatus.RUNNING
+
 #: seconds between the tries of an unclear write
 _PATIENCE = (0.01, 0.05, 0.25, 1.0)
 
@@ -55,12 +57,12 @@ def prepare(commit: Commit, *, slim: bool = True, chain: bool = False, keep: int
         count=run.records if before is None else run.records - before.records,
         lookup_key=commit.lookup_key,
         requests=commit.requests,
-        also=tuple(_other(other) for other in commit.also),
+        also=tuple(map(_other, commit.also)),
         messages=commit.messages,
         keep=keep,
         hot=before is not None
-        and before.status is RunStatus.RUNNING
-        and run.status is RunStatus.RUNNING
+        and before.status is _RUNNING
+        and run.status is _RUNNING
         and before.owner == run.owner
         # an index of stores says when the next attempt is due
         and (before.intent is None or before.intent.due is None)
@@ -109,7 +111,7 @@ def _landing(commit: Commit, commit_id: str, records: Sequence[StepRecord], keep
         count=len(records),
         lookup_key=commit.lookup_key,
         requests=commit.requests,
-        also=tuple(_other(other) for other in commit.also),
+        also=tuple(map(_other, commit.also)),
         landing=True,
         messages=commit.messages,
         keep=keep,
@@ -248,7 +250,8 @@ class Journal:
         chain = layers.chain or (commit.before is not None and commit.before.chain_head is not None)
         atomic = self.backend.atomic
         write = prepare(kept, slim=atomic, chain=chain and atomic, keep=self._keep)
-        commit.run.chain_head = kept.run.chain_head
+        if chain:
+            commit.run.chain_head = kept.run.chain_head
         try:
             await self.backend.commit(write)
         except StoreUnclear as error:

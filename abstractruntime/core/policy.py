@@ -23,6 +23,8 @@ UnknownRule: TypeAlias = Literal["again", "fail", "ask"]
 #: seconds between two attempts at most: ten years
 LONGEST_PAUSE = 10 * 365 * 86400.0
 
+_TOOL_CALLS = EffectType.TOOL_CALLS
+
 _RULES = ("again", "fail", "ask")
 _CALL_IDS = frozenset({"call_id", "id", "runtime_call_id", "model_call_id", "idempotency_key"})
 
@@ -82,8 +84,10 @@ class DefaultEffectPolicy:
 
     def idempotency_key(self, *, run: RunState, node_id: str, effect: Effect) -> str:
         """`compute_idempotency_key` with the run's counter of effects."""
-        runtime = run.vars.get("_runtime")
-        seq = runtime.get("effect_seq") if isinstance(runtime, dict) else None
+        try:
+            seq = run.vars["_runtime"]["effect_seq"]
+        except (LookupError, TypeError):  # an author may have put anything there
+            seq = 0
         return compute_idempotency_key(
             run_id=run.run_id, node_id=node_id, effect=effect, effect_seq=seq if type(seq) is int else 0
         )
@@ -133,7 +137,7 @@ def compute_idempotency_key(*, run_id: str, node_id: str, effect: Effect, effect
     Ids and spelling that a model makes up anew each time it writes a tool call do not count. Raises `UnsafeValue`
     naming the path when the payload cannot be written as JSON.
     """
-    payload = _tool_calls(effect.payload) if effect.type == EffectType.TOOL_CALLS else effect.payload
+    payload = _tool_calls(effect.payload) if effect.type == _TOOL_CALLS else effect.payload
     try:
         text = canonical(_Keyed(payload, effect_seq, effect.type, node_id, run_id))
     except REFUSALS:  # either it becomes JSON as documented, or the error names the path

@@ -8,6 +8,8 @@ from ..models import TERMINAL, Intent, Request, RunState, RunStatus
 from ..streams import Unread, comes_in_time
 from .attempts import waits_for_children
 
+_WAITING = RunStatus.WAITING
+
 
 class Rest(Struct, frozen=True, gc=False):
     """Nothing to do: the run waits, is paused or has ended."""
@@ -75,7 +77,7 @@ def next_move(
         return Answer(requests)
     if run.paused:
         return Rest()
-    if run.status is RunStatus.WAITING:
+    if run.status is _WAITING:
         if run.waiting is not None and unread is not None and comes_in_time(run.waiting, unread.message):
             return Deliver(unread)
         until = run.waiting.until if run.waiting else None

@@ -22,6 +22,8 @@ from ..models import (
 from ..tokens import added, window_used
 from ..vars import put_path
 
+_RUNNING, _STARTED = RunStatus.RUNNING, StepStatus.STARTED
+
 
 class Stamp(Struct, frozen=True, gc=False):
     """What a commit takes from outside the kernel: the instant (UTC text) and a fresh id."""
@@ -38,7 +40,10 @@ def runtime_of(vars: dict[str, Any]) -> dict[str, Any]:
 
 def seq_of(vars: dict[str, Any]) -> int:
     """The documented issuance counter, `_runtime.effect_seq`."""
-    seq = runtime_of(vars).get("effect_seq", 0)
+    try:
+        seq = vars["_runtime"]["effect_seq"]
+    except (LookupError, TypeError):  # an author may have put anything there
+        return 0
     return seq if type(seq) is int and seq >= 0 else 0
 
 
@@ -56,7 +61,8 @@ def restore_seq(vars: dict[str, Any], seq: int) -> dict[str, Any]:
 
 def set_runtime(vars: dict[str, Any], **entries: Any) -> None:
     """The same in a copy of vars that the caller has made: of each level that changes, a new dict."""
-    vars["_runtime"] = runtime_of(vars) | entries
+    runtime = vars.get("_runtime")
+    vars["_runtime"] = runtime | entries if isinstance(runtime, dict) else entries
 
 
 def set_previous(vars: dict[str, Any], node_id: str, next_node: str | None) -> None:
@@ -70,7 +76,7 @@ def go_on(run: RunState, new: RunState, node_id: str, next_node: str) -> None:
     """Move the given new state, whose vars are its own copy, behind the step of this node."""
     set_previous(new.vars, node_id, next_node)
     new.current_node = next_node
-    if run.paused and new.waiting is not None:  # the pause stays; resume_run goes on behind the step
+    if new.waiting is not None and run.paused:  # the pause stays; resume_run goes on behind the step
         new.waiting = replace(new.waiting, resume_to_node=next_node)
 
 
@@ -120,7 +126,7 @@ def commit(
     if records and records[0].folded:
         run.records += 1
     if run.intent is None:
-        if run.status is not RunStatus.RUNNING:
+        if run.status is not _RUNNING:
             run.owner = None
         if before.intent is not None and before.intent.parts:
             run.tokens = added(run.tokens, *(part.ended.tokens for part in before.intent.parts if part.ended))
@@ -188,7 +194,7 @@ def step_record(
         result,
         error,
         intent.started_at,
-        None if status is StepStatus.STARTED else stamp.at,
+        None if status is _STARTED else stamp.at,
         run.actor_id,
         run.session_id,
         intent.attempt,

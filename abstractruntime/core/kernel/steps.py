@@ -44,6 +44,9 @@ from .state import (
 )
 from .waits import bind_wait
 
+#: what every step asks for: a member of an enum is looked up far slower than a name of ours
+_COMPLETED, _LLM_CALL = StepStatus.COMPLETED, EffectType.LLM_CALL
+
 
 def move(run: RunState, plan: StepPlan, stamp: Stamp) -> Commit:
     """A plan without an effect: on to the next node. Writes no record."""
@@ -215,12 +218,12 @@ def _land(
 ) -> Commit:
     new = next_state(run, stamp, run.vars.copy())
     new.intent, new.node_errors = None, 0
-    if intent.effect.type is EffectType.LLM_CALL and reused_from is None:
+    if intent.effect.type is _LLM_CALL and reused_from is None:
         new.tokens = added(run.tokens, tokens_of(outcome.result))
     records: tuple[StepRecord, ...]
     if outcome.status == "completed":
         ended = step_record(
-            run, intent, StepStatus.COMPLETED, stamp, result=outcome.result, reused_from=reused_from, folded=folded
+            run, intent, _COMPLETED, stamp, result=outcome.result, reused_from=reused_from, folded=folded
         )
         records = (ended, *_go_on(run, new, intent, outcome, stamp))
     elif outcome.status == "waiting":
@@ -239,7 +242,7 @@ def _go_on(
         new.vars = changed(new.vars, outcome.changes).copy()
     if effect.result_key and outcome.result is not None:
         put_path(new.vars, effect.result_key, outcome.result)
-    if effect.type is EffectType.LLM_CALL:
+    if effect.type is _LLM_CALL:
         note_window(new.vars, outcome.result)
     if not intent.next_node:
         return finished(new, intent.node_id, {"success": True, "result": outcome.result}, stamp)

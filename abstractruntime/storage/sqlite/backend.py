@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ...core.backend import Due
 from ...core.clock import micros
@@ -63,8 +63,8 @@ class SqliteBackend:
             )
         return Loaded(run=run, requests=requests)
 
-    async def commit(self, write: Write) -> None:
-        await self._writer.run(write, carry=True)
+    def commit(self, write: Write) -> Coroutine[Any, Any, None]:
+        return self._writer.run(write, carry=True)
 
     async def save(self, write: Write) -> None:
         """A commit that may also change where the run comes from: a host's `save()`."""

@@ -22,6 +22,7 @@ from typing import Any
 from weakref import WeakSet
 
 import aiosqlite
+from msgspec import Struct
 
 from ...core import portal
 from ...core.errors import StoreClosed
@@ -50,16 +51,16 @@ class _State(Enum):
     CLOSED = "closed for good"
 
 
-class _Ticket:
+_OPEN = _State.OPEN
+
+
+class _Ticket(Struct, eq=False):
     """An operation on its way, and who waits for it. Only the waiter's loop touches `future` and `settled`."""
 
-    __slots__ = ("future", "loop", "operation", "settled")
-
-    def __init__(self, operation: Operation | None, loop: asyncio.AbstractEventLoop | None) -> None:
-        self.operation = operation
-        self.loop = loop
-        self.future: asyncio.Future[Any] | None = None if loop is None else loop.create_future()
-        self.settled = False
+    operation: Operation | None
+    loop: asyncio.AbstractEventLoop | None = None
+    future: asyncio.Future[Any] | None = None
+    settled: bool = False
 
 
 class Lane:
@@ -88,14 +89,18 @@ class Lane:
         With `carry` a cancelled caller waits for the end of the operation, at most `CARRIED_THROUGH` seconds, before
         the cancellation is raised; without, it leaves at once and the result is dropped.
         """
-        ticket = _Ticket(operation, asyncio.get_running_loop())
-        self._submit(ticket)
-        assert ticket.future is not None
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        ticket = _Ticket(operation, loop, future)
+        # Put first, look second: a pump that ends says so first and looks for tickets second, so none is forgotten.
+        self._queue.put(ticket)
+        if self._state is not _OPEN:
+            self._start()
         try:
-            return await ticket.future
+            return await future
         except asyncio.CancelledError:
-            if carry and not ticket.settled and ticket.loop is not None:
-                ticket.future = ticket.loop.create_future()
+            if carry and not ticket.settled:
+                ticket.future = loop.create_future()
                 await finish(ticket.future, within=CARRIED_THROUGH)
             raise
 
@@ -106,25 +111,19 @@ class Lane:
                 self._state = _State.CLOSED
                 return
             self._state = _State.CLOSING
-        farewell = _Ticket(None, asyncio.get_running_loop())
-        assert farewell.future is not None
-        self._queue.put(farewell)
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self._queue.put(_Ticket(None, loop, future))
         self._fail_if_closed()
-        await farewell.future
+        await future
 
     def abandon(self) -> None:
         """Close without waiting: for a database that was dropped and never closed."""
         if self._state is _State.OPEN:
             self._state = _State.CLOSING
-            self._queue.put(_Ticket(None, None))
+            self._queue.put(_Ticket(None))
 
     # Opening and failing, in any thread
-
-    def _submit(self, ticket: _Ticket) -> None:
-        # Put first, look second: a pump that ends says so first and looks for tickets second, so none is forgotten.
-        self._queue.put(ticket)
-        if self._state is not _State.OPEN:
-            self._start()
 
     def _start(self) -> None:
         with self._lock:
