@@ -131,7 +131,8 @@ class Attempts:
             log.info("The handler of %s raised", call.effect.type, exc_info=error if not hidden else None)
             value = await self._failure(call.effect, error)
         outcome = checked_outcome(value, nodes, hidden)
-        if outcome.elsewhere and any(other.run_id == call.run.run_id for other in outcome.elsewhere):  # of which this run is none
+        # this run is none of the others
+        if outcome.elsewhere and any(other.run_id == call.run.run_id for other in outcome.elsewhere):
             own = [change for other in outcome.elsewhere if other.run_id == call.run.run_id for change in other.changes]
             others = tuple(other for other in outcome.elsewhere if other.run_id != call.run.run_id)
             outcome = replace(outcome, changes=(*outcome.changes, *own), elsewhere=others)
