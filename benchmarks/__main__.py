@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = _options(arguments)
     rounds = options.rounds or (1 if options.quick else 5)
     print(f"Measuring, {rounds} rounds", file=sys.stderr, flush=True)
+    logging.getLogger("abstractruntime").setLevel(logging.ERROR)  # performers die in here by the thousand
     rows = list(_rows(options.folder, rounds, _QUICK if options.quick else 1.0))
     facts = table.machine(options.folder)
     facts["abstractcore"] = models.installed()

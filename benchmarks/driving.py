@@ -177,9 +177,7 @@ async def wakes(file: Path, count: int) -> tuple[float, float]:
     """Milliseconds between due and running, p50 and p99, of timers that come one by one."""
     woken = Woken()
     async with AsyncRuntime.open(f"sqlite:///{file}") as rt, AsyncScheduler(rt, woken.registry):
-        due = {f"wake-{number}": at for number, at in enumerate(_instants(count))}
-        for run_id, at in due.items():
-            await rt.start(workflow=woken.sleep, run_id=run_id, vars={"until": iso(at)})
+        due = {await rt.start(workflow=woken.sleep, vars={"until": iso(at)}): at for at in _instants(count)}
         await woken.until(lambda: due.keys() <= woken.at.keys())
     return _percentiles([(woken.at[run_id] - at).total_seconds() for run_id, at in due.items()])
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks import crowd
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -24,3 +26,8 @@ def test_a_quick_benchmark_fills_every_row_with_figure_baseline_and_ratio(tmp_pa
         assert (row["met"] != "") == (row["aim"] != ""), row
         assert row["what"] in run.stdout
     assert len({row["what"] for row in table["rows"]}) == len(table["rows"]) == 55
+
+
+def test_what_is_measured_on_one_database_can_be_measured_there_again(tmp_path):
+    rows = list(crowd.rows(tmp_path, rounds=2, scale=0.001))
+    assert len(rows) == 4
