@@ -190,6 +190,8 @@ assert state.status is RunStatus.COMPLETED, state
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_a_program_that_forgets_to_close_its_runtime_exits_quietly(program, kind, tmp_path):
+    if "atexit.register" in program and (3, 12) <= sys.version_info < (3, 12, 3):
+        pytest.skip("this Python starts no thread while it exits: gh-113964")
     arguments = [str(tmp_path / "runs.db")] if kind == "sqlite" else []
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PRELUDE + program, *arguments],

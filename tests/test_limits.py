@@ -24,6 +24,7 @@ from abstractruntime.core.clock import utc_now_iso
 from abstractruntime.core.errors import InvalidAnswer, StaleResumeError, UnknownRun, UnsafeValue
 from abstractruntime.core.models import Change, Elsewhere
 from abstractruntime.scheduler import WorkflowRegistry
+from abstractruntime.storage.sqlite.statements import QUERIES
 
 from .dict_stores import DictLedgerStore, DictRunStore
 from .faults import FaultyBackend, ProcessDied
@@ -513,11 +514,7 @@ async def test_the_tokens_of_a_tree_are_summed_by_an_index(tmp_path: Path):
     await rt.run(talk((1, 1)))
     runs: Any = world.stores()[0]
     plan = await runs.db.backend.read(
-        lambda connection: connection.execute(
-            "EXPLAIN QUERY PLAN SELECT sum(s.tokens) FROM runs r CROSS JOIN states s ON s.id = r.id "
-            "WHERE r.root = ?1 OR r.run_id = ?1",
-            ("x",),
-        ).fetchall()
+        lambda connection: connection.execute(f"EXPLAIN QUERY PLAN {QUERIES['tokens_of_tree']}", ("x", "x")).fetchall()
     )
     text = " ".join(row[-1] for row in plan)
     assert "runs_by_root" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any
 
@@ -13,10 +14,13 @@ from abstractruntime import (
     AsyncObservableLedgerStore,
     AsyncRuntime,
     HashChainedLedgerStore,
+    InMemoryArtifactStore,
     InMemoryLedgerStore,
     InMemoryRunStore,
     ObservableLedgerStore,
     ObservableLedgerStoreProtocol,
+    OffloadingRunStore,
+    QueryableRunStore,
     Runtime,
     SqliteDatabase,
     SqliteLedgerStore,
@@ -155,6 +159,16 @@ def test_the_protocol_knows_what_can_be_subscribed_to():
         HashChainedLedgerStore(ObservableLedgerStore(InMemoryLedgerStore())), ObservableLedgerStoreProtocol
     )
     assert not isinstance(InMemoryLedgerStore(), ObservableLedgerStoreProtocol)
+
+
+def test_what_a_decorator_shows_of_its_inner_store_is_there_for_protocols_of_newer_pythons():
+    """From Python 3.12 on they look for members without asking `__getattr__`."""
+    ledger = HashChainedLedgerStore(ObservableLedgerStore(InMemoryLedgerStore()))
+    runs = OffloadingRunStore(InMemoryRunStore(), artifact_store=InMemoryArtifactStore())
+    assert isinstance(runs, QueryableRunStore)
+    for store, names in ((ledger, ["subscribe", "list_after"]), (runs, ["list_runs", "list_children", "delete"])):
+        for name in names:
+            assert inspect.getattr_static(store, name) is not None
 
 
 def test_a_subclass_that_overrides_append_is_a_users_store():

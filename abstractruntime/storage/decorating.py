@@ -7,6 +7,7 @@ in one order however they were nested. Their own `append`, `save` and reads do t
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from threading import Lock
 from typing import Any
@@ -31,6 +32,11 @@ class Decorator:
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
+        # From Python 3.12 on `isinstance(store, QueryableRunStore)` asks no `__getattr__`, so these must be there.
+        for name in dir(inner):
+            shown = not name.startswith("_") and name not in _NOT_SHOWN and not hasattr(type(self), name)
+            if shown and inspect.isroutine(inspect.getattr_static(inner, name)):
+                self.__dict__[name] = getattr(inner, name)
 
     def __getattr__(self, name: str) -> Any:
         # Twins and joined backends of the inner store know nothing of this one; copying asks before `inner` is there.

@@ -61,7 +61,7 @@ def run_of(run_id: str, records: int, data: bytes, head: str | EllipsisType | No
 
 def tree_tokens(connection: sqlite3.Connection, root_run_id: str) -> int:
     """What the LLM calls of a run and of all below it have used."""
-    return int(first(connection, _TOKENS_OF_TREE, (root_run_id,)))
+    return int(first(connection, _TOKENS_OF_TREE, (root_run_id, root_run_id)))
 
 
 def claims(connection: sqlite3.Connection, run_ids: Iterable[str]) -> dict[str, tuple[str | None, bool]]:

@@ -100,8 +100,8 @@ root = NULL
 WHERE id = ?;
 
 -- name: delete_unused_run
-DELETE FROM runs WHERE id = ?1
-AND NOT EXISTS (SELECT 1 FROM states WHERE id = ?1) AND NOT EXISTS (SELECT 1 FROM ledger WHERE run = ?1);
+DELETE FROM runs WHERE id = ?
+AND NOT EXISTS (SELECT 1 FROM states WHERE id = runs.id) AND NOT EXISTS (SELECT 1 FROM ledger WHERE run = runs.id);
 
 -- name: delete_ledger
 DELETE FROM ledger WHERE run = ?;
@@ -344,4 +344,4 @@ ON CONFLICT (consumer_id) DO UPDATE SET cursor = excluded.cursor, updated_at = e
 
 -- name: tokens_of_tree
 -- The run at the top has no root itself.
-SELECT coalesce(sum(s.tokens), 0) FROM runs r CROSS JOIN states s ON s.id = r.id WHERE r.root = ?1 OR r.run_id = ?1;
+SELECT coalesce(sum(s.tokens), 0) FROM runs r CROSS JOIN states s ON s.id = r.id WHERE r.root = ? OR r.run_id = ?;
