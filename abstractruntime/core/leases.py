@@ -14,8 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine
 from datetime import datetime, timedelta
 from typing import Any
 from weakref import WeakValueDictionary
@@ -46,18 +45,25 @@ if hasattr(os, "register_at_fork"):
 
 
 class Flight:
-    """One effect that this owner performs now."""
+    """One effect that this owner performs, while the block runs that is entered with it."""
 
-    __slots__ = ("_loop", "_task", "_withdrawn", "claimed", "run_id", "signal", "token")
+    __slots__ = ("_flights", "_loop", "_task", "_withdrawn", "claimed", "run_id", "signal", "token")
 
-    def __init__(self, run_id: str, token: str) -> None:
-        self.run_id, self.token = run_id, token
+    def __init__(self, flights: dict[str, Flight], run_id: str, token: str) -> None:
+        self._flights, self.run_id, self.token = flights, run_id, token
         self.signal = CancelSignal()
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] | None = None
         self._withdrawn = False
         #: whether the commit of the claim has landed: before that, others cannot know of it
         self.claimed = False
+
+    def __enter__(self) -> Flight:
+        self._flights[self.token] = self
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        del self._flights[self.token]
 
     async def attend(self, work: Coroutine[Any, Any, EffectOutcome]) -> EffectOutcome:
         """Await the handler; a cancelled outcome when `cancel` ends it, while the caller's own cancellation is raised.
@@ -142,17 +148,11 @@ class Leases:
         token, _ = claims.get(flight.run_id, (flight.token, False))
         return token == flight.token
 
-    @contextmanager
-    def flight(self, run_id: str, token: str) -> Iterator[Flight]:
-        """Hold a claim for as long as the block runs."""
-        flight = Flight(run_id, token)
-        self._flights[token] = flight
+    def flight(self, run_id: str, token: str) -> Flight:
+        """A claim, to be held for as long as a block runs; enter it at once."""
         if self._heart is None or self._heart.done():
             self._heart = asyncio.get_running_loop().create_task(self._beat(), name="abstractruntime-lease")
-        try:
-            yield flight
-        finally:
-            del self._flights[token]
+        return Flight(self._flights, run_id, token)
 
     @property
     def performs(self) -> bool:
