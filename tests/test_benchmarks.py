@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import crowd
+from benchmarks import driving
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +29,8 @@ def test_a_quick_benchmark_fills_every_row_with_figure_baseline_and_ratio(tmp_pa
     assert len({row["what"] for row in table["rows"]}) == len(table["rows"]) == 55
 
 
-def test_what_is_measured_on_one_database_can_be_measured_there_again(tmp_path):
-    rows = list(crowd.rows(tmp_path, rounds=2, scale=0.001))
-    assert len(rows) == 4
+def test_wakes_can_be_measured_again_on_the_same_database(tmp_path):
+    """A full benchmark measures the crowd several times."""
+    for _ in range(2):
+        p50, p99 = asyncio.run(driving.wakes(tmp_path / "wakes.db", 3))
+        assert 0 < p50 <= p99
