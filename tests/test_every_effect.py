@@ -182,7 +182,7 @@ def test_killed_at_random_moments_the_life_ends_the_same(kind: str, tmp_path: Pa
     rng, killed = random.Random(seed), 0
     (tmp_path / "reference").mkdir()
     expected = lived("sqlite", tmp_path / "reference")
-    for number in range(scaled(5, 200)):
+    for number in range(scaled(3, 200)):
         folder = tmp_path / f"{number}"
         folder.mkdir()
         for _ in range(rng.randint(1, 2)):

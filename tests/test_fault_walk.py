@@ -298,7 +298,7 @@ async def reference(folder: Path) -> tuple[int, dict[str, Any], Any, set[str]]:
 
 #: the last of these has all that the others have
 STACKED = ["sqlite chained", "sqlite offloaded", "memory every layer", "json every layer", "sqlite every layer"]
-KINDS = ["memory", "sqlite", "json", *STACKED[scaled(-2, 0) :]]
+KINDS = ["memory", "sqlite", "json", *STACKED[scaled(-1, 0) :]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
