@@ -46,7 +46,6 @@ class Attempts:
         whole: bool,
     ) -> None:
         self._clock, self._handlers, self._secrets = clock, handlers, secrets
-        #: whether the stores commit together
         self._whole = whole
         self.capacity = capacity
         self.set_policy(policy)
@@ -68,9 +67,10 @@ class Attempts:
 
     async def key(self, run: RunState, node_id: str, effect: Effect) -> str:
         """The idempotency key; a user's policy is asked in the caller's thread."""
+        default = self.default_key(run, node_id, effect)
+        if default is not None:
+            return default
         policy = self.policy
-        if self._default_keys:
-            return policy.idempotency_key(run=run, node_id=node_id, effect=effect)
         key = await portal.here(lambda: policy.idempotency_key(run=run, node_id=node_id, effect=effect))
         return check_text(key, f"idempotency_key of {type(policy).__name__}")
 

@@ -51,7 +51,7 @@ portal.carry(_inside)
 #: how many steps in a row a node may spoil by changing its own run from outside
 _PATIENCE = 10
 
-_WAITING = RunStatus.WAITING
+_WAITING = RunStatus.WAITING  # every step asks for it, and a member of an enum is looked up far slower
 
 #: of a child, whose steps are part of its parent's
 _NO_LIMIT = sys.maxsize

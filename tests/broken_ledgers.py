@@ -128,7 +128,7 @@ class AppendsToACopy(DictLedgerStore):
     def append(self, record: Any) -> None:
         before = [*self.rows.get(record.run_id, [])]
         super().append(record)
-        time.sleep(0.001)
+        time.sleep(0.001)  # in which another writer comes between
         self.rows[record.run_id] = [*before, self.rows[record.run_id][-1]]
 
 

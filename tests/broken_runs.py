@@ -110,7 +110,7 @@ class ChecksBeforeItWrites(InMemoryRunStore):
         found = self.load(run.run_id)
         if found is not None and found.revision != run.revision and not overwrite:
             raise RevisionConflict(run.run_id, run.revision, found.revision)
-        time.sleep(0.002)
+        time.sleep(0.002)  # in which another writer comes between
         super().save(run, overwrite=True)
 
 
@@ -119,7 +119,7 @@ class WritesEverythingAnew(DictRunStore):
     def save(self, run: Any) -> None:
         before = dict(self.rows)
         super().save(run)
-        time.sleep(0.001)
+        time.sleep(0.001)  # in which another writer comes between
         self.rows = {**before, run.run_id: self.rows.get(run.run_id, "null")}
 
 

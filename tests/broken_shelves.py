@@ -145,7 +145,7 @@ class CopiesItsTable(InMemoryArtifactStore):
     def store(self, content: bytes, **about: Any) -> Any:
         before = dict(self._metas)
         meta = super().store(content, **about)
-        time.sleep(0.001)
+        time.sleep(0.001)  # in which another writer comes between
         self._metas = {**before, meta.artifact_id: meta}
         return meta
 
@@ -240,7 +240,7 @@ class CopiesItsSnapshots(InMemorySnapshotStore):
     def save(self, snapshot: Any) -> None:
         before = dict(self._kept)
         super().save(snapshot)
-        time.sleep(0.001)
+        time.sleep(0.001)  # in which another writer comes between
         self._kept = {**before, snapshot.snapshot_id: self._kept[snapshot.snapshot_id]}
 
 

@@ -27,7 +27,7 @@ def hangs(file: str) -> None:
     """Writes its process id and never ends."""
     Path(file).write_text(str(os.getpid()))
     while True:
-        time.sleep(0.01)
+        time.sleep(0.01)  # it hangs on purpose, and burns no processor
 
 
 @tool_options(isolated=True)

@@ -83,7 +83,7 @@ class Script:
         if name == "die":
             os._exit(3)
         if name == "sleep":
-            time.sleep(arguments["seconds"])
+            time.sleep(arguments["seconds"])  # a slow tool is what this one plays
         if name == "junk":
             return "this is no JSON"
         if name == "fail":

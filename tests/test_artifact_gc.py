@@ -311,8 +311,8 @@ def test_a_writer_killed_at_any_moment_loses_nothing_it_was_told_is_kept(tmp_pat
         told = tmp_path / f"told-store-life{life}-0"
         while not told.stat().st_size:
             assert writer.poll() is None
-            time.sleep(0.01)
-        time.sleep(chance.random() * 0.05)
+            time.sleep(0.01)  # between two looks at another process
+        time.sleep(chance.random() * 0.05)  # any moment of its work
         writer.kill()
         writer.wait()
         kept += check_told(tmp_path, told.read_text())

@@ -339,7 +339,7 @@ def test_killed_in_the_middle_of_a_child_the_next_process_goes_on(tmp_path: Path
         command = [sys.executable, "-m", "tests.test_children_faults", str(database), str(outside)]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
             while process.poll() is None and lines(outside) < wanted:
-                time.sleep(0.001)
+                time.sleep(0.001)  # between two looks at another process
             process.kill()
         if process.returncode == 0:
             assert kill > 0, "it was never killed"

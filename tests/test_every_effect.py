@@ -190,7 +190,7 @@ def test_killed_at_random_moments_the_life_ends_the_same(kind: str, tmp_path: Pa
             with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
                 assert process.stdout is not None
                 process.stdout.readline()
-                time.sleep(rng.uniform(0.0, 0.3))
+                time.sleep(rng.uniform(0.0, 0.3))  # any moment of its life
                 process.kill()
             killed += process.returncode == -signal.SIGKILL
         assert lived(kind, folder) == expected

@@ -26,7 +26,7 @@ from .tokens import MOST_TOKENS
 
 log = logging.getLogger("abstractruntime.journal")
 
-_RUNNING = RunStatus.RUNNING
+_RUNNING = RunStatus.RUNNING  # every step asks for it, and a member of an enum is looked up far slower
 
 #: seconds between the tries of an unclear write
 _PATIENCE = (0.01, 0.05, 0.25, 1.0)

@@ -57,7 +57,7 @@ class Observers:
         for callback, shown in self.calls(record):
             try:
                 callback(shown)
-            except Exception:  # a boundary
+            except Exception:  # a boundary: what a subscriber raises is its own
                 log.exception(_FAILED, record.run_id)
 
     async def tell_here(self, records: Sequence[StepRecord]) -> None:
@@ -66,7 +66,7 @@ class Observers:
             for callback, shown in self.calls(record):
                 try:
                     await portal.here(callback, shown)
-                except Exception:  # a boundary
+                except Exception:  # a boundary: what a subscriber raises is its own
                     log.exception(_FAILED, record.run_id)
 
 

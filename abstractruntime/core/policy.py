@@ -17,13 +17,14 @@ import msgspec
 
 from .codec import REFUSALS, canonical, json_safe
 from .models import Effect, EffectType, RunState
+from .vars import effect_seq
 
 UnknownRule: TypeAlias = Literal["again", "fail", "ask"]
 
 #: seconds between two attempts at most: ten years
 LONGEST_PAUSE = 10 * 365 * 86400.0
 
-_TOOL_CALLS = EffectType.TOOL_CALLS
+_TOOL_CALLS = EffectType.TOOL_CALLS  # every step asks for it, and a member of an enum is looked up far slower
 
 _RULES = ("again", "fail", "ask")
 _CALL_IDS = frozenset({"call_id", "id", "runtime_call_id", "model_call_id", "idempotency_key"})
@@ -84,12 +85,8 @@ class DefaultEffectPolicy:
 
     def idempotency_key(self, *, run: RunState, node_id: str, effect: Effect) -> str:
         """`compute_idempotency_key` with the run's counter of effects."""
-        try:
-            seq = run.vars["_runtime"]["effect_seq"]
-        except (LookupError, TypeError):  # an author may have put anything there
-            seq = 0
         return compute_idempotency_key(
-            run_id=run.run_id, node_id=node_id, effect=effect, effect_seq=seq if type(seq) is int else 0
+            run_id=run.run_id, node_id=node_id, effect=effect, effect_seq=effect_seq(run.vars)
         )
 
     def on_unknown(self, effect: Effect) -> UnknownRule:

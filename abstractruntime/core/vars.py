@@ -118,6 +118,15 @@ def get_limits(vars: Vars) -> Vars:
     return ensure_limits(vars)
 
 
+def effect_seq(vars: Vars) -> int:
+    """How many effects the run has issued so far, `_runtime.effect_seq`; 0 where that is no such number."""
+    try:
+        seq = vars["_runtime"]["effect_seq"]
+    except (LookupError, TypeError):  # an author may have put anything there
+        return 0
+    return seq if type(seq) is int and seq >= 0 else 0
+
+
 def get_node_traces(vars: Vars) -> dict[str, Any]:
     """The node traces that an old run holds in its vars, by node; `{}` if none. Nothing is created."""
     runtime = vars.get(RUNTIME)

@@ -8,7 +8,7 @@ from ..models import TERMINAL, Intent, Request, RunState, RunStatus
 from ..streams import Unread, comes_in_time
 from .attempts import waits_for_children
 
-_WAITING = RunStatus.WAITING
+_WAITING = RunStatus.WAITING  # every step asks for it, and a member of an enum is looked up far slower
 
 
 class Rest(Struct, frozen=True, gc=False):

@@ -20,9 +20,13 @@ from ..models import (
     StepStatus,
 )
 from ..tokens import added, window_used
-from ..vars import put_path
+from ..vars import effect_seq, put_path
 
+#: every step asks for these, and a member of an enum is looked up far slower
 _RUNNING, _STARTED = RunStatus.RUNNING, StepStatus.STARTED
+
+#: the documented issuance counter
+seq_of = effect_seq
 
 
 class Stamp(Struct, frozen=True, gc=False):
@@ -36,15 +40,6 @@ def runtime_of(vars: dict[str, Any]) -> dict[str, Any]:
     """The engine's namespace in vars; `{}` where there is none."""
     runtime = vars.get("_runtime")
     return runtime if isinstance(runtime, dict) else {}
-
-
-def seq_of(vars: dict[str, Any]) -> int:
-    """The documented issuance counter, `_runtime.effect_seq`."""
-    try:
-        seq = vars["_runtime"]["effect_seq"]
-    except (LookupError, TypeError):  # an author may have put anything there
-        return 0
-    return seq if type(seq) is int and seq >= 0 else 0
 
 
 def with_runtime(vars: dict[str, Any], **entries: Any) -> dict[str, Any]:
@@ -61,8 +56,7 @@ def restore_seq(vars: dict[str, Any], seq: int) -> dict[str, Any]:
 
 def set_runtime(vars: dict[str, Any], **entries: Any) -> None:
     """The same in a copy of vars that the caller has made: of each level that changes, a new dict."""
-    runtime = vars.get("_runtime")
-    vars["_runtime"] = runtime | entries if isinstance(runtime, dict) else entries
+    vars["_runtime"] = runtime_of(vars) | entries
 
 
 def set_previous(vars: dict[str, Any], node_id: str, next_node: str | None) -> None:

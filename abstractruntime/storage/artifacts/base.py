@@ -27,7 +27,8 @@ class ArtifactStore(ABC):
     """Keeps large contents out of runs: vars hold a ref, the store the bytes.
 
     A store of your own implements the seven abstract methods; the others are made of them, whole contents in memory,
-    and may be overridden. Wherever an id is taken, `InvalidId` (a ValueError) is raised for what can be none.
+    and may be overridden. `update_metadata`, `record_access` and `gc` cannot be made of them: without its own, a store
+    raises NotImplementedError. Wherever an id is taken, `InvalidId` (a ValueError) is raised for what can be none.
     """
 
     @abstractmethod
